@@ -1,0 +1,1 @@
+"""Fused operations for attention SegNets, their networks, and CT cross-validation."""
