@@ -1,0 +1,19 @@
+"""CT data in NIfTI: loading sets as slices, cross-validation folds, and a synthetic set."""
+
+from .errors import DataError
+from .folds import Folds, load_folds, make_folds, save_folds
+from .medseg import SliceSet, load_slices
+from .nifti import Volume, read_volume, write_volume
+
+__all__ = [
+    "DataError",
+    "Folds",
+    "SliceSet",
+    "Volume",
+    "load_folds",
+    "load_slices",
+    "make_folds",
+    "read_volume",
+    "save_folds",
+    "write_volume",
+]
