@@ -4,6 +4,7 @@ from .errors import DataError
 from .folds import Folds, load_folds, make_folds, save_folds
 from .medseg import SliceSet, load_slices
 from .nifti import Volume, read_volume, write_volume
+from .phantom import write_phantom
 
 __all__ = [
     "DataError",
@@ -15,5 +16,6 @@ __all__ = [
     "make_folds",
     "read_volume",
     "save_folds",
+    "write_phantom",
     "write_volume",
 ]

@@ -1,4 +1,4 @@
-"""Cross-validation folds over slices, by patient (honest) or by slice (the paper's, leaky), and their file."""
+"""Cross-validation folds over slices, by patient (honest) or by slice (leaky), and the file they are kept in."""
 
 import json
 import os

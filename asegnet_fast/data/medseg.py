@@ -209,7 +209,7 @@ def _decode(
 
 
 def _coded_mask(mask: Volume, image: Volume, labels: str) -> tuple[list[int], np.ndarray]:
-    """Checks a mask; returns its labels and codes it in bytes: 1 for all when merged, else 1 + their position."""
+    """Checks a mask; returns its labels, and bytes: 1 for any label when merged, else 1 + its position."""
     data = mask.data
     if data.dtype.kind == "f":
         if not np.isfinite(data).all():

@@ -205,7 +205,7 @@ def _checked_shape(stored, size: int, path: Path, name: str) -> tuple[int, int, 
         )
     if claimed > min(MAX_BYTES, most):
         raise DataError(
-            f"{name}: expected at most {min(MAX_BYTES, most):,} bytes of voxels (the file has {size:,} bytes, "
+            f"{name}: expected at most {min(MAX_BYTES, most):,} bytes of voxels (the file has {size:,}, "
             f"the limit is 8 GiB), the header claims {claimed:,} (shape {_by(shape)})"
         )
     return shape[:3]
