@@ -2,7 +2,8 @@
 
 from .errors import DataError
 from .folds import Folds, load_folds, make_folds, save_folds
-from .medseg import SliceSet, load_slices
+from .intensity import resize_masks
+from .medseg import SliceSet, load_image, load_slices
 from .nifti import Volume, read_volume, write_volume
 from .phantom import write_phantom
 
@@ -12,9 +13,11 @@ __all__ = [
     "SliceSet",
     "Volume",
     "load_folds",
+    "load_image",
     "load_slices",
     "make_folds",
     "read_volume",
+    "resize_masks",
     "save_folds",
     "write_phantom",
     "write_volume",

@@ -3,12 +3,12 @@
 import hashlib
 import json
 import os
-import zipfile
 from pathlib import Path
 
 import numpy as np
 
 from .errors import DataError
+from .files import replacing
 
 # Raise it whenever decoding changes what the arrays hold.
 FORMAT_VERSION = 1
@@ -57,7 +57,8 @@ def read_cache(path: Path, key: str) -> tuple[np.ndarray, np.ndarray, dict] | st
             return "its checksum does not match"
         if images.dtype != np.uint8 or masks.dtype != np.uint8 or images.shape != masks.shape:
             return "its arrays have other shapes or types"
-    except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+    # zipfile and numpy raise many types on damaged bytes; whatever it is, the file is decoded anew.
+    except Exception as error:
         return str(error) or type(error).__name__
     return images, masks, record
 
@@ -69,15 +70,11 @@ def write_cache(path: Path, key: str, images: np.ndarray, masks: np.ndarray, rec
         None, or why it could not be written; the decoded slices are then still good.
     """
     text = json.dumps({**record, "key": key, "digest": _digest(images, masks)})
-    temporary = path.with_name(f".{os.getpid()}.{path.name}")
     try:
-        with open(temporary, "wb") as file:
+        with replacing(path) as temporary, open(temporary, "wb") as file:
             np.savez(file, images=images, masks=masks, record=np.frombuffer(text.encode(), np.uint8))
-        os.replace(temporary, path)
-    except OSError as error:
-        return error.strerror or str(error)
-    finally:
-        temporary.unlink(missing_ok=True)
+    except DataError as error:
+        return str(error)
     return None
 
 

@@ -1,4 +1,4 @@
-"""Cross-validation folds over slices, by patient (honest) or by slice (leaky), and the file they are kept in."""
+"""Cross-validation folds over slices, by patient (honest) or by slice (leaky), and their file."""
 
 import json
 import os
@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from .errors import DataError
+from .files import replacing
 from .medseg import SliceSet
 
 SPLITS = ("patient", "slice")
@@ -99,8 +100,10 @@ def save_folds(path: str | os.PathLike, folds: Folds, slices: SliceSet) -> None:
         path: the file.
         folds: what to write.
         slices: the set they divide.
+
+    Raises:
+        DataError: the file cannot be written.
     """
-    path = Path(path)
     blocks = []
     for fold, part in enumerate(folds.test):
         cases = [
@@ -118,12 +121,8 @@ def save_folds(path: str | os.PathLike, folds: Folds, slices: SliceSet) -> None:
     }
     text = "".join(f"  {json.dumps(name)}: {json.dumps(value)},\n" for name, value in head.items())
     text = "{\n" + text + '  "folds": [\n' + ",\n".join(blocks) + "\n  ]\n}\n"
-    temporary = path.with_name(f".{os.getpid()}.{path.name}")
-    try:
+    with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def load_folds(path: str | os.PathLike, slices: SliceSet) -> Folds:

@@ -1,5 +1,7 @@
 """CT values to 0..255, and slices to the network's size."""
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -22,31 +24,49 @@ def looks_like_hu(data: np.ndarray) -> bool:
     return bool(np.count_nonzero(data < -200) >= 0.01 * data.size)
 
 
-def intensity_range(volume: Volume, intensity: str) -> tuple[float, float, str | None]:
-    """Chooses the values of a file that become 0 and 255.
+@dataclass(frozen=True)
+class IntensityRange:
+    """The values of a file that become 0 and 255, and what was seen in it.
+
+    Attributes:
+        low, high: become 0 and 255.
+        smallest, largest: the extreme values of the file.
+        remark: what the user must be told about the choice, without the numbers, or None.
+    """
+
+    low: float
+    high: float
+    smallest: float
+    largest: float
+    remark: str | None
+
+
+def intensity_range(volume: Volume, intensity: str = "auto") -> IntensityRange:
+    """Chooses the values of a whole file that become 0 and 255.
 
     Args:
-        volume: the whole image file.
+        volume: the image file.
         intensity: `hu` takes the window -1024..600 HU of Budak et al. 2021; `raw` the file's own smallest
-            and largest value; `auto` is `hu` for a file that `looks_like_hu`, else `raw`.
+            and largest value; `auto` is `hu` for a file that `looks_like_hu`, else `raw` with a remark.
 
     Returns:
-        low, high, and a remark to pass on to the user, or None.
+        The range.
 
     Raises:
         DataError: the file has values that are not finite.
     """
     data = volume.data
-    low, high = float(data.min()), float(data.max())
-    # NaN passes through min and max, infinities are one of them.
-    if not (np.isfinite(low) and np.isfinite(high)):
+    smallest, largest = float(data.min()), float(data.max())
+    # NaN passes through min and max; an infinity is one of them.
+    if not (np.isfinite(smallest) and np.isfinite(largest)):
         bad = int(data.size - np.count_nonzero(np.isfinite(data)))
         raise DataError(f"{volume.name}: expected finite values, came {bad} voxels that are NaN or infinite")
     hu = looks_like_hu(data)
-    said = f"values {low:g} to {high:g} do not look like Hounsfield units"
     if intensity == "hu" or (intensity == "auto" and hu):
-        return HU_MIN, HU_MAX, None if hu else f"{said}; windowed as such because intensity is hu"
-    return low, high, f"{said}; scaled by their own range" if intensity == "auto" else None
+        remark = None if hu else "do not look like Hounsfield units; windowed as if they were"
+        return IntensityRange(HU_MIN, HU_MAX, smallest, largest, remark)
+    remark = "do not look like Hounsfield units; scaled by their own range" if intensity == "auto" else None
+    return IntensityRange(smallest, largest, smallest, largest, remark)
 
 
 def window(slices: np.ndarray, low: float, high: float) -> np.ndarray:

@@ -11,7 +11,7 @@ import numpy as np
 from .cache import cache_key, cache_path, read_cache, write_cache
 from .errors import DataError
 from .groups import assign_groups
-from .intensity import INTENSITIES, intensity_range, resize_images, resize_masks
+from .intensity import INTENSITIES, IntensityRange, intensity_range, resize_images, resize_masks
 from .layout import Pair, discover
 from .nifti import Volume, check_same_space, read_volume
 
@@ -97,7 +97,7 @@ def load_slices(
     if stored is None:
         images, masks, record = _decode(root, pairs, size, intensity, labels, select, progress)
         if path is not None and (reason := write_cache(path, key, images, masks, record)):
-            remarks.append(f"{path.name}: the cache could not be written ({reason})")
+            remarks.append(f"the cache was not written: {reason}")
     else:
         images, masks, record = stored
         if progress:
@@ -128,7 +128,34 @@ def load_slices(
     )
 
 
-def _check_options(size: int, intensity: str, labels: str, select: str) -> None:
+def load_image(
+    path: str | os.PathLike, size: int = 256, intensity: str = "auto"
+) -> tuple[Volume, np.ndarray, tuple[str, ...]]:
+    """Loads one unlabelled image, prepared as `load_slices` prepares those of a set.
+
+    To bring a mask predicted for these slices back: `resize_masks(mask, volume.to_slices().shape[1:])`, then
+    `volume.from_slices`, then `write_volume` with `volume.affine`.
+
+    Args:
+        path: a NIfTI file.
+        size: side of the slices in pixels, 1..4096.
+        intensity: see `load_slices`.
+
+    Returns:
+        The volume; uint8 [n, size, size], every slice in stored order; one-line remarks for the user.
+
+    Raises:
+        ValueError: an option outside its range.
+        DataError: the file cannot be used.
+    """
+    _check_options(size, intensity)
+    notes = _Notes()
+    volume = read_volume(path)
+    chosen = _inspect(volume, intensity, notes)
+    return volume, resize_images(volume.to_slices(), size, chosen.low, chosen.high), tuple(notes.lines(1))
+
+
+def _check_options(size: int, intensity: str, labels: str = "merge", select: str = "lesion") -> None:
     if isinstance(size, bool) or not isinstance(size, int) or not 1 <= size <= 4096:
         raise ValueError(f"size: expected a whole number from 1 to 4096, got {size!r}")
     for name, value, allowed in (
@@ -155,25 +182,15 @@ def _decode(
         mask = read_volume(root / pair.mask, pair.mask)
         check_same_space(image, mask)
         values, coded = _coded_mask(mask, image, labels)
-        if image.affine_problem:
-            notes.add(
-                f"the affine {image.affine_problem}; slices are taken along the file's axis "
-                f"{image.axial_axis} and may be turned",
-                pair.image,
-            )
         slices = image.to_slices()
-        if slices.shape[1] != slices.shape[2]:
-            notes.add("slices are not square; resized without keeping the aspect ratio", pair.image)
-        low, high, remark = intensity_range(image, intensity)
-        if remark:
-            notes.add(remark, pair.image)
+        values_range = _inspect(image, intensity, notes)
         coded = image.to_slices(coded)
         lesion = coded.any(axis=(1, 2))
         chosen = np.flatnonzero(lesion) if select == "lesion" else np.arange(len(slices))
         dropped += len(slices) - len(chosen)
         small = resize_masks(coded[chosen], size)
         vanished += int(np.count_nonzero(lesion[chosen] & ~small.any(axis=(1, 2))))
-        images.append(resize_images(slices[chosen], size, low, high))
+        images.append(resize_images(slices[chosen], size, values_range.low, values_range.high))
         masks.append(small)
         file_labels.append(values)
         sources += [pair.image] * len(chosen)
@@ -181,9 +198,9 @@ def _decode(
         slice_counts[pair.image] = len(slices)
         if progress:
             progress(done, len(pairs), pair.image)
-    if not indices:
-        raise DataError(f"{root}: expected a slice with a label above 0, came none in {len(pairs)} masks")
     all_labels = sorted(set().union(*file_labels))
+    if not all_labels:
+        raise DataError(f"{root}: expected a slice with a label above 0, came none in {len(pairs)} masks")
     if labels == "keep":
         if len(all_labels) > 255:
             raise DataError(f"{root}: expected at most 255 labels to keep apart, came {len(all_labels)}")
@@ -208,6 +225,22 @@ def _decode(
     return np.concatenate(images), np.concatenate(masks), record
 
 
+def _inspect(image: Volume, intensity: str, notes: "_Notes") -> IntensityRange:
+    """Chooses the intensity range of an image and notes what is odd about the file."""
+    if image.affine_problem:
+        notes.add(
+            f"the affine {image.affine_problem}; slices are taken along axis {image.axial_axis} and may be turned",
+            image.name,
+        )
+    _, rows, columns = image.to_slices().shape
+    if rows != columns:
+        notes.add("slices are not square; resized without keeping the aspect ratio", image.name)
+    chosen = intensity_range(image, intensity)
+    if chosen.remark:
+        notes.add(chosen.remark, image.name, (chosen.smallest, chosen.largest))
+    return chosen
+
+
 def _coded_mask(mask: Volume, image: Volume, labels: str) -> tuple[list[int], np.ndarray]:
     """Checks a mask; returns its labels, and bytes: 1 for any label when merged, else 1 + its position."""
     data = mask.data
@@ -216,12 +249,15 @@ def _coded_mask(mask: Volume, image: Volume, labels: str) -> tuple[list[int], np
             raise DataError(
                 f"{mask.name}: expected whole labels from 0, came values that are NaN or infinite"
             )
-        fractional = data != np.rint(data)
+        whole = np.rint(data)
+        # Scaled labels may miss a whole number by rounding.
+        fractional = np.abs(data - whole) > 1e-4
         if fractional.any():
             raise DataError(
                 f"{mask.name}: expected whole labels from 0, came {float(data[fractional][0]):g}"
                 + _swapped_hint(image)
             )
+        data = whole
     if data.min() < 0:
         raise DataError(
             f"{mask.name}: expected whole labels from 0, came {data.min():g}" + _swapped_hint(image)
@@ -258,12 +294,20 @@ class _Notes:
 
     def __init__(self) -> None:
         self._files: dict[str, list[str]] = {}
+        self._values: dict[str, list[float]] = {}
 
-    def add(self, remark: str, file: str) -> None:
+    def add(self, remark: str, file: str, values: tuple[float, ...] = ()) -> None:
+        """Adds a remark; `values` are told as their range over all its files."""
         self._files.setdefault(remark, []).append(file)
+        self._values.setdefault(remark, []).extend(values)
 
     def lines(self, total: int) -> list[str]:
-        return [f"{_named(files, total)}: {remark}" for remark, files in self._files.items()]
+        told = []
+        for remark, files in self._files.items():
+            values = self._values[remark]
+            range_told = f"values {min(values):g} to {max(values):g} " if values else ""
+            told.append(f"{_named(files, total)}: {range_told}{remark}")
+        return told
 
 
 def _named(files: list[str], total: int) -> str:

@@ -12,6 +12,7 @@ import numpy as np
 from nibabel.imageglobals import LoggingOutputSuppressor
 
 from .errors import DataError
+from .files import replacing
 
 SUFFIXES = (".nii.gz", ".nii")
 MAX_BYTES = 8 * 1024**3
@@ -129,20 +130,21 @@ def write_volume(path: str | os.PathLike, data: np.ndarray, affine: np.ndarray) 
         path: where to; `.nii.gz` or `.nii`.
         data: [X, Y, Z] of a NIfTI number type.
         affine: [4, 4] voxel index to millimetres.
+
+    Raises:
+        DataError: the file cannot be written.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     image = nibabel.Nifti1Image(data, affine)
     image.header.set_xyzt_units("mm")
     image.set_sform(affine, code="scanner")
     image.set_qform(affine, code="scanner")
-    # The suffix decides whether nibabel compresses, so the temporary name must keep it.
-    temporary = path.with_name(f".{os.getpid()}.{path.name}")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"{path.parent}: expected a folder to write to, came {error.strerror}") from None
+    with replacing(path) as temporary:
         nibabel.save(image, temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def check_same_space(image: Volume, mask: Volume) -> None:
