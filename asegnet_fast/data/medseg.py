@@ -228,8 +228,9 @@ def _decode(
 def _inspect(image: Volume, intensity: str, notes: "_Notes") -> IntensityRange:
     """Chooses the intensity range of an image and notes what is odd about the file."""
     if image.affine_problem:
+        axis = ("first", "second", "third")[image.axial_axis]
         notes.add(
-            f"the affine {image.affine_problem}; slices are taken along axis {image.axial_axis} and may be turned",
+            f"the affine {image.affine_problem}; slices are taken along the {axis} axis and may be turned",
             image.name,
         )
     _, rows, columns = image.to_slices().shape
