@@ -1,25 +1,17 @@
-"""Small CT sets for the data tests, and where the real ones are."""
+"""Small CT sets for the data tests."""
 
-import os
 from pathlib import Path
 
 import nibabel
 import numpy as np
-import pytest
 
 # 0.8 mm pixels and an origin away from zero: an affine a scanner could have written.
 SANE = np.array([[-0.8, 0, 0, 90.0], [0, -0.8, 0, 80.0], [0, 0, 5.0, -200.0], [0, 0, 0, 1]])
 
-real_data = pytest.mark.skipif(
-    not os.environ.get("ASEGNET_TEST_DATA"), reason="ASEGNET_TEST_DATA is not set: no real CT data here"
-)
 
-
-def real(name: str) -> Path:
-    return Path(os.environ["ASEGNET_TEST_DATA"]) / name
-
-
-def write(path: Path, data: np.ndarray, affine: np.ndarray = SANE, slope: float = 1, inter: float = 0) -> Path:
+def write(
+    path: Path, data: np.ndarray, affine: np.ndarray = SANE, slope: float = 1, inter: float = 0
+) -> Path:
     """Writes stored values as they are; readers see slope * data + inter."""
     path.parent.mkdir(parents=True, exist_ok=True)
     image = nibabel.Nifti1Image(data, affine)
@@ -34,7 +26,9 @@ def hu_volume(shape: tuple[int, int, int] = (40, 36, 6), seed: int = 0) -> np.nd
     return np.random.default_rng(seed).integers(-1000, 400, shape, dtype=np.int16)
 
 
-def blob_mask(shape: tuple[int, int, int] = (40, 36, 6), lesion_slices=(1, 2, 4), label: int = 1) -> np.ndarray:
+def blob_mask(
+    shape: tuple[int, int, int] = (40, 36, 6), lesion_slices=(1, 2, 4), label: int = 1
+) -> np.ndarray:
     """uint8 with a box of a label in some slices."""
     mask = np.zeros(shape, np.uint8)
     mask[10:20, 8:22, list(lesion_slices)] = label

@@ -50,7 +50,9 @@ def test_the_papers_layout(tmp_path):
 
 @pytest.mark.parametrize("half", ["tr", "rp"])
 def test_either_half_of_the_papers_layout_is_enough(tmp_path, half):
-    image, mask = ("tr_im.nii.gz", "tr_mask.nii.gz") if half == "tr" else ("rp_im/1.nii.gz", "rp_msk/1.nii.gz")
+    image, mask = (
+        ("tr_im.nii.gz", "tr_mask.nii.gz") if half == "tr" else ("rp_im/1.nii.gz", "rp_msk/1.nii.gz")
+    )
     write(tmp_path / image, hu_volume())
     write(tmp_path / mask, blob_mask())
     assert set(load_slices(tmp_path, size=16).sources) == {image}
@@ -113,7 +115,9 @@ def test_slices_look_the_same_however_the_file_is_turned(tmp_path, turn):
     assert "".join(nibabel.aff2axcodes(nibabel.load(tmp_path / "turned/images/a.nii.gz").affine)) == turn
     got, expected = (load_slices(tmp_path / name, size=20) for name in ("turned", "base"))
     upside_down = "I" in turn
-    assert got.indices == (tuple(sorted(4 - i for i in expected.indices)) if upside_down else expected.indices)
+    assert got.indices == (
+        tuple(sorted(4 - i for i in expected.indices)) if upside_down else expected.indices
+    )
     step = -1 if upside_down else 1
     assert np.array_equal(got.images[::step], expected.images)
     assert np.array_equal(got.masks[::step], expected.masks)
@@ -226,7 +230,9 @@ def test_groups_csv(tmp_path):
     slices = load_slices(tmp_path, size=16, groups=tmp_path / "groups.csv")
     assert slices.groups == ("a", "b", "b", "b", "b", "b", "c", "c", "c")
     plain = load_slices(tmp_path, size=16)
-    assert any(note.startswith("groups.csv: lies in the folder but was not asked for") for note in plain.notes)
+    assert any(
+        note.startswith("groups.csv: lies in the folder but was not asked for") for note in plain.notes
+    )
     assert slices.fingerprint != plain.fingerprint
 
 
@@ -235,7 +241,10 @@ def test_groups_csv(tmp_path):
     [
         ("", "expected the header"),
         ("file;first;last;patient\n", "expected the header"),
-        ("file,first,last,patient\nimages/nobody.nii.gz,0,1,a\n", "line 2: expected an image file of the set"),
+        (
+            "file,first,last,patient\nimages/nobody.nii.gz,0,1,a\n",
+            "line 2: expected an image file of the set",
+        ),
         ("file,first,last,patient\nimages/case1.nii.gz,0,x,a\n", "line 2: expected slice numbers"),
         ("file,first,last,patient\nimages/case1.nii.gz,-1,2,a\n", "line 2: expected slice numbers"),
         ("file,first,last,patient\nimages/case1.nii.gz,0,6,a\n", "line 2: expected first <= last <= 5"),

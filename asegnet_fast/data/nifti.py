@@ -114,7 +114,7 @@ def read_volume(path: str | os.PathLike, name: str | None = None) -> Volume:
     dtype = stored.dtype
     raw = _read_bytes(path, shape, dtype, stored.offset, name)
     data = np.frombuffer(raw, dtype).reshape(shape, order="F")
-    data = _scaled(data.astype(dtype.newbyteorder("="), copy=False), stored.slope, stored.inter, name)
+    data = _scaled(data.astype(dtype.newbyteorder("="), copy=False), stored.slope, stored.inter)
     problem = _affine_problem(image.header, affine)
     usable = np.isfinite(affine).all() and abs(np.linalg.det(affine[:3, :3])) > 1e-12
     orientation = nibabel.io_orientation(affine if usable else np.eye(4))
@@ -244,14 +244,14 @@ def _read_bytes(path: Path, shape: tuple[int, ...], dtype: np.dtype, offset: int
     return raw
 
 
-def _scaled(data: np.ndarray, slope: float, inter: float, name: str) -> np.ndarray:
-    if not (np.isfinite(slope) and np.isfinite(inter)):
-        raise DataError(f"{name}: expected a finite scl_slope and scl_inter, came {slope} and {inter}")
+def _scaled(data: np.ndarray, slope: float, inter: float) -> np.ndarray:
     if slope == 1.0 and inter == 0.0:
         return data
     # float32 holds every 16-bit value times a slope to a relative 6e-8, far below a Hounsfield unit.
     kind = np.float32 if data.dtype.itemsize <= 2 or data.dtype == np.float32 else np.float64
-    return data.astype(kind) * kind(slope) + kind(inter)
+    # An overflow becomes an infinity, which whoever uses the values reports with the file's name.
+    with np.errstate(over="ignore", invalid="ignore"):
+        return data.astype(kind) * kind(slope) + kind(inter)
 
 
 def _affine_problem(header, affine: np.ndarray) -> str | None:

@@ -68,6 +68,8 @@ def _patient(n: int, size: int, rng: np.random.Generator) -> tuple[np.ndarray, n
     labels, lesion_hu, weight = _lesions(lung, rng)
     # Vessels stay visible through ground glass because a lesion can only make lung denser.
     image = np.where(weight > 0, np.maximum(image, image + weight * (lesion_hu - image)), image)
+    # The scanner's resolution: edges of vessels and of the lung take the values of ground glass.
+    image = _blur(image, (0.0, size / 220, size / 220))
     # Scanner noise is correlated over about a pixel.
     image = image + 25.0 * _smooth_noise(image.shape, (0.0, 0.7, 0.7), rng)
     return np.clip(np.rint(image), -1024, 3071).astype(np.int16), labels
@@ -102,6 +104,11 @@ def _anatomy(n: int, size: int, rng: np.random.Generator) -> tuple[np.ndarray, n
     lung = ((right + wobble < 1) | (left + wobble < 1)) & (heart > 1) & (middle > 1)
     # The part that lies lowest (the back) is denser, as in a patient lying down.
     air = -870.0 + 40.0 * vary(1.0) + 45.0 * y + 35.0 * _smooth_noise(shape, (1.0, size / 50, size / 50), rng)
+    # Blood and collapsed air spaces settle there: healthy, yet as dense as faint ground glass.
+    settled = np.clip(
+        (y - 0.16 + 0.05 * _smooth_noise(shape, (n / 5, size / 16, size / 16), rng)) / 0.3, 0, 1
+    )
+    air = air + float(rng.uniform(60, 330)) * settled
     image[lung] = air[lung]
     vessels = _smooth_noise(shape, (1.2, size / 90, size / 90), rng)
     hilum = np.exp(-((np.abs(x) - 0.22) ** 2 + y**2) / 0.06)
@@ -132,7 +139,7 @@ def _lesions(lung: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np
     hu = np.zeros(lung.shape, np.float32)
     weight = np.zeros(lung.shape, np.float32)
     # The ends of the volume stay healthy, so that a set has slices without a lesion.
-    margin = max(1, n // 8)
+    margin = max(1, n // 6)
     usable = lung.copy()
     usable[:margin] = usable[n - margin :] = False
     usable[:, : size // 5] = usable[:, -(size // 5) :] = False
@@ -170,7 +177,7 @@ def _lesions(lung: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np
         labels[inside & (labels == 0)] = 1
         labels[core] = 2
         texture = 40.0 * _smooth_noise(lung.shape, (0.8, size / 80, size / 80), rng)
-        hu = np.where(inside, np.clip(ground_glass + texture, -700, -300), hu)
+        hu = np.where(inside & (labels < 2), np.clip(ground_glass + texture, -700, -300), hu)
         hu = np.where(core, np.clip(solid + 0.4 * texture, 0, 100), hu)
         weight = np.where(inside, np.maximum(weight, np.clip((field - 0.3) / 0.15, 0.6, 1)), weight)
     return labels, hu, weight
@@ -188,12 +195,18 @@ def _log_uniform(low: float, high: float, rng: np.random.Generator) -> float:
 def _smooth_noise(
     shape: tuple[int, int, int], sigma: tuple[float, float, float], rng: np.random.Generator
 ) -> np.ndarray:
-    """White noise blurred with a Gaussian of the given widths in voxels (periodic), mean 0, deviation 1."""
-    spectrum = np.fft.rfftn(rng.standard_normal(shape, dtype=np.float32))
+    """White noise blurred by `_blur`, mean 0, deviation 1."""
+    noise = _blur(rng.standard_normal(shape, dtype=np.float32), sigma)
+    noise -= noise.mean()
+    return noise / max(float(noise.std()), 1e-12)
+
+
+def _blur(values: np.ndarray, sigma: tuple[float, float, float]) -> np.ndarray:
+    """Convolves float32 [n, rows, columns] with a periodic Gaussian of the given widths in voxels."""
+    spectrum = np.fft.rfftn(values)
     for axis, width in enumerate(sigma):
-        frequency = np.fft.rfftfreq(shape[axis]) if axis == 2 else np.fft.fftfreq(shape[axis])
+        n = values.shape[axis]
+        frequency = np.fft.rfftfreq(n) if axis == 2 else np.fft.fftfreq(n)
         gain = np.exp(-2 * (np.pi * width * frequency) ** 2)
         spectrum *= gain.reshape([-1 if a == axis else 1 for a in range(3)])
-    spectrum[0, 0, 0] = 0
-    noise = np.fft.irfftn(spectrum, shape, axes=(0, 1, 2))
-    return (noise / max(float(noise.std()), 1e-12)).astype(np.float32)
+    return np.fft.irfftn(spectrum, values.shape, axes=(0, 1, 2)).astype(np.float32)
