@@ -3,6 +3,7 @@
 import gzip
 import hashlib
 import os
+import struct
 
 import numpy as np
 import pytest
@@ -221,6 +222,31 @@ def test_an_invented_affine_is_noted(tmp_path, affine, said):
     assert [said in note for note in notes] == ([True] if said else [])
 
 
+def test_an_affine_that_cannot_be_inverted_leaves_the_third_axis(tmp_path):
+    path = write(tmp_path / "images/a.nii", hu_volume((16, 16, 4)))
+    write(tmp_path / "masks/a.nii", np.ones((16, 16, 4), np.uint8))
+    raw = bytearray(path.read_bytes())
+    raw[252:256] = struct.pack("<2h", 0, 1)  # qform and sform code
+    raw[280:328] = struct.pack("<12f", 1, 0, 0, 0, 1, 0, 0, 0, 0, 0, 1, 0)
+    path.write_bytes(raw)
+    slices = load_slices(tmp_path, size=16)
+    assert slices.notes == (
+        "images/a.nii: the affine cannot be inverted; slices are taken along the third axis and may be turned",
+    )
+    volume = read_volume(path)
+    write_volume(tmp_path / "b.nii", volume.data, volume.affine)
+    assert np.array_equal(read_volume(tmp_path / "b.nii").data, volume.data)
+
+
+def test_repaired_headers_stay_quiet(tmp_path, capfd):
+    path = write(tmp_path / "a.nii", hu_volume())
+    raw = bytearray(path.read_bytes())
+    raw[76:80] = struct.pack("<f", 3.0)  # pixdim[0], which nibabel repairs and reports
+    path.write_bytes(raw)
+    read_volume(path)
+    assert capfd.readouterr() == ("", "")
+
+
 def test_groups_csv(tmp_path):
     write_set(tmp_path)
     (tmp_path / "groups.csv").write_text(
@@ -316,7 +342,8 @@ def test_a_damaged_cache_is_rebuilt_with_a_note(tmp_path, damage):
     good = path.read_bytes()
     middle = len(good) // 3
     if damage == "array":
-        np.save(path.open("wb"), np.zeros(3))
+        with path.open("wb") as file:
+            np.save(file, np.zeros(3))
     else:
         path.write_bytes(
             {

@@ -50,7 +50,7 @@ def read_cache(path: Path, key: str) -> tuple[np.ndarray, np.ndarray, dict] | st
     if not path.exists():
         return None
     try:
-        with np.load(path, allow_pickle=False) as stored:
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as stored:
             images, masks = stored["images"], stored["masks"]
             record = json.loads(stored["record"].tobytes())
         if record["key"] != key or record["digest"] != _digest(images, masks):

@@ -39,8 +39,8 @@ def discover(root: str | os.PathLike) -> tuple[list[Pair], list[str]]:
             twice.
     """
     root = Path(root)
-    if not root.is_dir():
-        came = "a file" if root.exists() else "nothing of that name"
+    if not os.path.isdir(root):
+        came = "a file" if os.path.exists(root) else "nothing of that name"
         raise DataError(f"{root}: expected a folder with images and masks, came {came}")
     try:
         names = sorted(os.listdir(root))

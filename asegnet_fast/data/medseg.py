@@ -19,7 +19,8 @@ LABELS = ("merge", "keep")
 SELECT = ("lesion", "all")
 
 
-@dataclass(frozen=True)
+# Comparing arrays with == has no single answer; equal sets have equal fingerprints.
+@dataclass(frozen=True, eq=False)
 class SliceSet:
     """Axial slices with their masks and where each came from.
 

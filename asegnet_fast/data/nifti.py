@@ -1,6 +1,7 @@
 """Reading and writing NIfTI volumes as stacks of axial slices, with one clear error for every bad file."""
 
 import gzip
+import logging
 import math
 import os
 import zlib
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import nibabel
 import numpy as np
-from nibabel.imageglobals import LoggingOutputSuppressor
+from nibabel.imageglobals import logger as nibabel_log
 
 from .errors import DataError
 from .files import replacing
@@ -19,6 +20,7 @@ MAX_BYTES = 8 * 1024**3
 # Deflate cannot expand a byte to more than 1,032 bytes, so a header that claims more than that is wrong.
 _MAX_GZIP_RATIO = 1032
 _MAX_TRAILING_BYTES = 64 * 1024**2
+_NO_AFFINE = "cannot be inverted"
 
 
 def nifti_stem(name: str) -> str | None:
@@ -38,7 +40,7 @@ class Volume:
     Attributes:
         name: how messages call the file.
         data: [X, Y, Z] as stored, scl_slope and scl_inter applied; integers stay integers where they can.
-        affine: [4, 4] voxel index to millimetres (RAS+).
+        affine: [4, 4] voxel index to millimetres (RAS+); the identity where the file's cannot be inverted.
         orientation: [3, 2] nibabel orientation of the stored axes.
         affine_problem: why the affine cannot be trusted, or None.
     """
@@ -100,9 +102,9 @@ def read_volume(path: str | os.PathLike, name: str | None = None) -> Volume:
     """
     path = Path(path)
     name = name or str(path)
-    if path.is_dir():
+    if os.path.isdir(path):
         raise DataError(f"{name}: expected a NIfTI file, came a folder")
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise DataError(f"{name}: expected a NIfTI file, found none")
     size = path.stat().st_size
     if size == 0:
@@ -116,11 +118,9 @@ def read_volume(path: str | os.PathLike, name: str | None = None) -> Volume:
     data = np.frombuffer(raw, dtype).reshape(shape, order="F")
     data = _scaled(data.astype(dtype.newbyteorder("="), copy=False), stored.slope, stored.inter)
     problem = _affine_problem(image.header, affine)
-    usable = np.isfinite(affine).all() and abs(np.linalg.det(affine[:3, :3])) > 1e-12
-    orientation = nibabel.io_orientation(affine if usable else np.eye(4))
-    if np.isnan(orientation).any():
-        orientation = nibabel.io_orientation(np.eye(4))
-    return Volume(name, data, affine, orientation.astype(int), problem)
+    if problem == _NO_AFFINE:
+        affine = np.eye(4)
+    return Volume(name, data, affine, nibabel.io_orientation(affine).astype(int), problem)
 
 
 def write_volume(path: str | os.PathLike, data: np.ndarray, affine: np.ndarray) -> None:
@@ -181,11 +181,15 @@ def _is_gzip(path: Path) -> bool:
 
 def _open(path: Path, name: str) -> nibabel.Nifti1Pair:
     # nibabel raises whatever its parsers and the decompressor meet, so every exception is a bad file here.
+    # It also logs each header field it repairs; what matters of that is checked here.
+    level = nibabel_log.level
+    nibabel_log.setLevel(logging.CRITICAL + 1)
     try:
-        with LoggingOutputSuppressor():
-            image = nibabel.load(path, mmap=False)
+        image = nibabel.load(path, mmap=False)
     except Exception as error:
         raise DataError(f"{name}: expected a NIfTI file, its header cannot be read ({error})") from None
+    finally:
+        nibabel_log.setLevel(level)
     if not isinstance(image, nibabel.Nifti1Pair):
         raise DataError(f"{name}: expected a NIfTI file, came {type(image).__name__}")
     return image
@@ -255,8 +259,9 @@ def _scaled(data: np.ndarray, slope: float, inter: float) -> np.ndarray:
 
 
 def _affine_problem(header, affine: np.ndarray) -> str | None:
-    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-12:
-        return "cannot be inverted"
+    # io_orientation marks axes that the affine gives no direction with NaN.
+    if not np.isfinite(affine).all() or np.isnan(nibabel.io_orientation(affine)).any():
+        return _NO_AFFINE
     if int(header["sform_code"]) == 0 and int(header["qform_code"]) == 0:
         return "is not set"
     spacing = np.abs(affine[:3, :3])
