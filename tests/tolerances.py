@@ -13,3 +13,7 @@ RELATIVE = {torch.float32: 2e-5, torch.float64: 1e-12}
 #: as it does, plus one unit roundoff of the result's scale (both round the same exact value once).
 HALF_FACTOR = 2.0
 ROUNDOFF = {torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}
+
+#: A whole network and all its gradients against plain PyTorch, relative to each result's largest magnitude.
+#: Convolutions and pools agree bit for bit; only the gate's sums and resizing take another order.
+NETWORK = {torch.float32: 1e-4, torch.float64: 1e-10}

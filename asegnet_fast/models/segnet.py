@@ -56,7 +56,9 @@ class SegNet(nn.Module):
         layout = choose_layout(preset, widths, convs)
         self.in_channels = positive("in_channels", in_channels)
         self.encoders = make_encoders(in_channels, layout)
-        self.decoders = make_decoders(positive("num_classes", num_classes), layout, 1, decoder_relu, final_relu)
+        self.decoders = make_decoders(
+            positive("num_classes", num_classes), layout, 1, decoder_relu, final_relu
+        )
         self.pool = MaxPool2d(2, return_indices=True)
         self.unpool = MaxUnpool2d(2)
 
