@@ -6,7 +6,8 @@
 namespace asegnet::attention_gate {
 namespace {
 
-constexpr int64_t kStripColumns = 512;
+constexpr int64_t kStripColumns = 512;        // of the fine grid
+constexpr int64_t kCoarseStripColumns = 256;
 
 ASEGNET_HOST_DEVICE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 ASEGNET_HOST_DEVICE int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
@@ -264,7 +265,7 @@ void backward_coarse(const Problem<A>& problem, int64_t begin, int64_t end, cons
   const Axis<A>&rows = problem.rows, &columns = problem.columns;
   const int64_t inter = padded<A>(problem.inter_channels), gating = padded<A>(problem.gating_channels);
   const int64_t mask_bytes = (problem.inter_channels + 7) / 8;
-  const int64_t strip_columns = least(columns.coarse, kStripColumns);
+  const int64_t strip_columns = least(columns.coarse, kCoarseStripColumns);
   Scratch<A> du(strip_columns * inter), fine_tile(kTilePixels * inter);
   Scratch<A> g_buffer(kTilePixels * gating), dg_buffer(kTilePixels * gating);
   Upsampler<T, A> upsampler(problem, problem.multiplicative ? kTilePixels : 0);
