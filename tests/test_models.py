@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import asegnet_fast as af
 from asegnet_fast.models import ASegNet, SegNet
-from tests.tolerances import NETWORK
+from tests.tolerances import EXACT, HALF_FACTOR, NETWORK
 
 SMALL = {"in_channels": 2, "num_classes": 3, "widths": (6, 8, 10), "convs": (2, 1, 3)}
 
@@ -167,27 +167,32 @@ def options(request):
     return request.param
 
 
-@pytest.mark.parametrize("size", [(24, 16), (21, 15), (23, 8)], ids=str)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+@pytest.mark.parametrize(
+    "size, dtype, training",
+    [((21, 15), torch.float32, True), ((24, 16), torch.float32, False), ((23, 9), torch.float64, True)],
+    ids=["float32-train-odd", "float32-eval-even", "float64-train-odd"],
+)
 def test_as_plain_pytorch(options, size, dtype, training):
     net = make(options).to(dtype).train(training)
     plain = PlainNetwork(**{**SMALL, **options}).to(dtype).train(training)
     plain.load_state_dict(net.state_dict())
     x = torch.randn(2, SMALL["in_channels"], *size, dtype=dtype)
-    assert_near(run_and_differentiate(net, x), run_and_differentiate(plain, x), NETWORK[dtype])
+    tolerance = NETWORK[dtype] if "join" in options else EXACT
+    assert_near(run_and_differentiate(net, x), run_and_differentiate(plain, x), tolerance)
     # The running statistics too.
-    assert_near(net.state_dict(), plain.state_dict(), NETWORK[dtype])
+    assert_near(net.state_dict(), plain.state_dict(), tolerance)
 
 
-def test_state_dict_serves_every_backend(options):
-    net = make(options)
+@pytest.mark.parametrize("case", ["segnet", "concat", "add-multiplicative"])
+def test_state_dict_serves_every_backend(case):
+    net = make(NETWORKS[case])
     x = torch.randn(2, SMALL["in_channels"], 19, 26)
     with af.use_backend("reference"):
-        other = make(options)
+        other = make(NETWORKS[case])
         other.load_state_dict(net.state_dict())
         expected = run_and_differentiate(other, x)
-    assert_near(run_and_differentiate(net, x), expected, NETWORK[torch.float32])
+    tolerance = NETWORK[torch.float32] if "join" in NETWORKS[case] else EXACT
+    assert_near(run_and_differentiate(net, x), expected, tolerance)
 
 
 # ---- sizes and starting values ----------------------------------------------------------------------------
@@ -261,8 +266,9 @@ def test_attention_maps():
 # ---- what a module must bear ------------------------------------------------------------------------------
 
 
-def test_copies(options):
-    net = make(options).eval()
+@pytest.mark.parametrize("case", ["segnet-final-relu", "concat"])
+def test_copies(case):
+    net = make(NETWORKS[case]).eval()
     x = torch.randn(1, 2, 17, 19)
     expected = net(x)
     for twin in (copy.deepcopy(net), pickle.loads(pickle.dumps(net))):
@@ -322,66 +328,17 @@ def test_memory_format_is_kept(network, memory_format, in_channels):
     assert wrong == [] and conversions.seen == []
 
 
-@pytest.mark.parametrize("network", [SegNet, ASegNet])
-def test_autocast(network):
-    net = network(**SMALL)
+@pytest.mark.parametrize("case", ["segnet", "concat"])
+def test_autocast(case):
+    net = make(NETWORKS[case])
+    plain = PlainNetwork(**{**SMALL, **NETWORKS[case]})
+    plain.load_state_dict(net.state_dict())
     x = torch.randn(2, 2, 21, 16)
-    expected = net(x)
+    exact = plain(x)[0]
     with torch.autocast("cpu", torch.bfloat16):
-        y = net(x)
+        y, theirs = net(x), plain(x)[0]
     assert y.dtype == torch.bfloat16
-    # A bfloat16 has 8 bits; some fifteen layers' roundings add up.
-    assert (y - expected).abs().mean() < 0.05 * expected.abs().mean()
+    # In the mean: where rounding moves a maximum to another position, both are far off.
+    assert (y - exact).abs().mean() <= HALF_FACTOR * (theirs - exact).abs().mean()
     y.float().square().mean().backward()
     assert all(p.grad.isfinite().all() and p.grad.dtype == torch.float32 for p in net.parameters())
-
-
-# ---- wrong arguments ---------------------------------------------------------------------------------------
-
-WRONG = [
-    ({"in_channels": 0}, ValueError, "in_channels: expected an integer of at least 1, got 0"),
-    ({"in_channels": 1.0}, TypeError, "in_channels: expected an integer, got 1.0"),
-    ({"num_classes": -1}, ValueError, "num_classes: expected an integer of at least 1, got -1"),
-    ({"num_classes": True}, TypeError, "num_classes: expected an integer, got True"),
-    ({"preset": "vgg19"}, ValueError, "preset: expected 'vgg16' or 'matlab64', got 'vgg19'"),
-    ({"widths": []}, ValueError, "widths: expected at least one entry, got"),
-    ({"widths": 64}, TypeError, "widths: expected a sequence of integers"),
-    ({"widths": (8, 0, 8)}, ValueError, r"widths\[1\]: expected an integer of at least 1, got 0"),
-    ({"convs": (2, 2.5, 2)}, TypeError, r"convs\[1\]: expected an integer, got 2.5"),
-    ({"convs": (2, 2)}, ValueError, r"convs: expected as many entries as widths has \(3;.*got \(2, 2\)"),
-    ({"widths": (4, 4), "convs": None}, ValueError, "convs: expected as many entries .*preset 'vgg16'"),
-]
-WRONG_GATES = [
-    ({"join": "concatenate"}, ValueError, "join: expected 'concat' or 'add', got 'concatenate'"),
-    ({"gate_mode": "mul"}, ValueError, "mode: expected 'additive' or 'multiplicative', got 'mul'"),
-    ({"gate_upsample": "cubic"}, ValueError, "upsample: expected 'bilinear' or 'nearest', got 'cubic'"),
-    ({"gate_channels": 0}, ValueError, "gate_channels: expected an integer of at least 1, got 0"),
-]
-
-
-@pytest.mark.parametrize(
-    "network, arguments, error, match",
-    [(n, *w) for n in (SegNet, ASegNet) for w in WRONG] + [(ASegNet, *w) for w in WRONG_GATES],
-)
-def test_wrong_arguments(network, arguments, error, match):
-    with pytest.raises(error, match=match):
-        network(**{**SMALL, **arguments})
-
-
-@pytest.mark.parametrize("network", [SegNet, ASegNet])
-@pytest.mark.parametrize(
-    "x, error, match",
-    [
-        ([[0.0]], TypeError, "x: expected a tensor, got"),
-        (torch.zeros(2, 16, 16), ValueError, r"x: expected 4-D shape, got .*\(2, 16, 16\)"),
-        (
-            torch.zeros(1, 3, 16, 16),
-            ValueError,
-            r"x: expected 2 channels in dimension 1, got .*\(1, 3, 16, 16\)",
-        ),
-        (torch.zeros(1, 2, 16, 16, dtype=torch.uint8), TypeError, "x: expected dtype float32.* got a uint8"),
-    ],
-)
-def test_wrong_input(network, x, error, match):
-    with pytest.raises(error, match=match):
-        network(**SMALL)(x)
