@@ -387,6 +387,16 @@ def test_wrong_arguments(network, arguments, error, match):
             ValueError,
             r"x: expected 2 channels in dimension 1, got .*\(1, 3, 16, 16\)",
         ),
+        (
+            torch.zeros(1, 2, 16, 16).double(),
+            TypeError,
+            "x: expected the dtype of the weights, .*float32, got a float64",
+        ),
+        (
+            torch.zeros(1, 2, 16, 16, device="meta"),
+            TypeError,
+            "x: expected the device of the weights, cpu, got .*meta",
+        ),
         (torch.zeros(1, 2, 16, 16, dtype=torch.uint8), TypeError, "x: expected dtype float32.* got a uint8"),
     ],
 )

@@ -30,7 +30,7 @@ class ASegNet(nn.Module):
         gate_channels: channels inside every gate; None: half of x_k's.
 
     Shape: x [N, in_channels, H, W], H and W at least 2**depth, odd included -> logits [N, num_classes, H, W].
-        channels_last in, channels_last throughout.
+        Moved to channels_last (`.to(memory_format=torch.channels_last)`), it keeps that format throughout.
 
     Raises:
         TypeError, ValueError: for arguments or an input of another kind or size.
@@ -57,9 +57,8 @@ class ASegNet(nn.Module):
         check_choice("join", join, JOINS)
         if gate_channels is not None:
             positive("gate_channels", gate_channels)
-        self.in_channels = positive("in_channels", in_channels)
         self.join = join
-        self.encoders = make_encoders(in_channels, layout)
+        self.encoders = make_encoders(positive("in_channels", in_channels), layout)
         self.gates = nn.ModuleList(
             AttentionGate(width, width, gate_channels, mode=gate_mode, upsample=gate_upsample)
             for width in layout.widths
@@ -82,19 +81,21 @@ class ASegNet(nn.Module):
             return_attention: whether to return (logits, alphas); alphas[k] is [N, 1, H_k, W_k] at encoder k's size,
                 finest first, differentiable.
         """
-        check_input(x, self.in_channels, len(self.encoders))
+        check_input(x, self.encoders)
         codes, skips, alphas = [], [], []
         for encoder in self.encoders:
             skips.append(encoder(x))
             x, code = self.pool(skips[-1])
             codes.append(code)
         for gate, decoder in zip(reversed(self.gates), reversed(self.decoders), strict=True):
-            skip = skips.pop()
-            unpooled = self.unpool(x, codes.pop(), skip.shape[-2:])
-            if return_attention:
-                gated, alpha = gate(skip, x, return_alpha=True)
-                alphas.insert(0, alpha)
-            else:
-                gated = gate(skip, x)
-            x = decoder(torch.cat((unpooled, gated), 1) if self.join == "concat" else unpooled + gated)
+            x, alpha = self._join(gate, skips.pop(), x, codes.pop())
+            x = decoder(x)
+            alphas.insert(0, alpha)
         return (x, alphas) if return_attention else x
+
+    def _join(self, gate: AttentionGate, x: Tensor, g: Tensor, code: Tensor) -> tuple[Tensor, Tensor]:
+        """What a decoder's convolutions take, and the gate's coefficients."""
+        unpooled = self.unpool(g, code, x.shape[-2:])
+        gated, alpha = gate(x, g, return_alpha=True)
+        joined = torch.cat((unpooled, gated), 1) if self.join == "concat" else unpooled + gated
+        return joined, alpha

@@ -5,9 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 
-from asegnet_fast.ops._checks import check_choice, check_float, check_tensor, wrong_type, wrong_value
+from asegnet_fast.ops._checks import (
+    check_choice,
+    check_float,
+    check_same,
+    check_tensor,
+    wrong_type,
+    wrong_value,
+)
 
 
 class Layout(NamedTuple):
@@ -120,12 +128,16 @@ def make_decoders(
     return decoders
 
 
-def check_input(x: object, in_channels: int, depth: int) -> None:
-    """`x` is a float [N, in_channels, H, W] whose sides survive `depth` halvings."""
+def check_input(x: object, encoders: nn.ModuleList) -> None:
+    """`x` is a float [N, in_channels, H, W] of the weights' dtype and device, whose sides can be halved enough."""
     check_tensor("x", x, (4,))
     check_float("x", x)
-    if x.shape[1] != in_channels:
-        raise wrong_value("x", f"{in_channels} channels in dimension 1", x)
-    least = 2**depth
+    conv = encoders[0][0].conv
+    check_same("device", "x", x, "the weights", conv.weight)
+    if not torch.is_autocast_enabled(x.device.type):
+        check_same("dtype", "x", x, "the weights", conv.weight)
+    if x.shape[1] != conv.in_channels:
+        raise wrong_value("x", f"{conv.in_channels} channels in dimension 1", x)
+    least = 2 ** len(encoders)
     if x.shape[2] < least or x.shape[3] < least:
-        raise wrong_value("x", f"height and width of at least {least} (2**depth, depth {depth})", x)
+        raise wrong_value("x", f"height and width of at least {least} (2**depth, depth {len(encoders)})", x)

@@ -34,7 +34,7 @@ class SegNet(nn.Module):
     Weights start as He normal (`blocks.ConvBNReLU`), biases at 0.
 
     Shape: x [N, in_channels, H, W], H and W at least 2**depth, odd included -> logits [N, num_classes, H, W].
-        channels_last in, channels_last throughout.
+        Moved to channels_last (`.to(memory_format=torch.channels_last)`), it keeps that format throughout.
 
     Raises:
         TypeError, ValueError: for arguments or an input of another kind or size.
@@ -54,8 +54,7 @@ class SegNet(nn.Module):
     ) -> None:
         super().__init__()
         layout = choose_layout(preset, widths, convs)
-        self.in_channels = positive("in_channels", in_channels)
-        self.encoders = make_encoders(in_channels, layout)
+        self.encoders = make_encoders(positive("in_channels", in_channels), layout)
         self.decoders = make_decoders(
             positive("num_classes", num_classes), layout, 1, decoder_relu, final_relu
         )
@@ -63,7 +62,7 @@ class SegNet(nn.Module):
         self.unpool = MaxUnpool2d(2)
 
     def forward(self, x: Tensor) -> Tensor:
-        check_input(x, self.in_channels, len(self.encoders))
+        check_input(x, self.encoders)
         codes, sizes = [], []
         for encoder in self.encoders:
             x = encoder(x)
