@@ -20,7 +20,7 @@ class ASegNet(nn.Module):
 
     Gate k weighs x_k, encoder k's last activation before pooling, by g_k, what decoder k is about to unpool: the
     output of decoder k+1, or the pooled bottleneck at the coarsest level. Decoder k's convolutions take the unpooled
-    g_k and the gated x_k together. Everything else, the starting weights included, is as in `SegNet`.
+    g_k and the gated x_k together. All else is as in `SegNet`, and the gates start as `AttentionGate` says.
 
     Args:
         in_channels, num_classes, preset, widths, convs, decoder_relu, final_relu: as `SegNet`.
@@ -35,7 +35,7 @@ class ASegNet(nn.Module):
     Raises:
         TypeError, ValueError: for arguments or an input of another kind or size.
 
-    Source: Budak et al. 2021, Fig. 1 and Eq. 1, 2.
+    Source: Budak et al. 2021, Eq. 1 and 2.
     """
 
     def __init__(
