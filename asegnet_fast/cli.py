@@ -38,13 +38,11 @@ app = typer.Typer(
 
 def _option(name: str, help: str, *flags: str) -> Any:
     """A typer option for a field of Settings; its default and its choices are shown from there."""
-    default = {field.name: field.default for field in dataclasses.fields(Settings)}.get(name)
-    if default in (None, dataclasses.MISSING) or isinstance(default, bool):
-        shown: bool | str = False
-    else:
-        shown = ",".join(default) if isinstance(default, tuple) else f"{default}"
+    default = {field.name: field.default for field in dataclasses.fields(Settings)}[name]
+    if default not in (None, dataclasses.MISSING) and not isinstance(default, bool):
+        help += f" [default: {','.join(default) if isinstance(default, tuple) else default}]"
     metavar = "|".join(CHOICES[name]) if name in CHOICES else None
-    return typer.Option(*(flags or (option(name),)), help=help, show_default=shown, metavar=metavar)
+    return typer.Option(*(flags or (option(name),)), help=help, show_default=False, metavar=metavar)
 
 
 @app.command()
@@ -217,8 +215,7 @@ def _draw_progress(folder: Path, row: Row) -> None:
     from asegnet_fast.report.figures import fold_progress
     from asegnet_fast.report.table import row_label
 
-    label = row_label({"model": row.model, "loss": row.loss.kind, **dataclasses.asdict(row.loss)} | {"loss": row.loss.kind})
-    fold_progress(folder, f"{label}, {folder.name}")
+    fold_progress(folder, f"{row_label(row.to_json())}, {folder.name}")
 
 
 def _write_tables(summary: dict[str, Any], run: Path, reporter: Reporter) -> None:

@@ -43,6 +43,11 @@ class Row:
         """The row's folder in the run, e.g. `a_segnet--ftl-a0.3-b0.7-g1.3333`."""
         return f"{self.model}--{self.loss.folder()}"
 
+    def to_json(self) -> dict[str, Any]:
+        """How summary.json names the row."""
+        loss = self.loss
+        return {"model": self.model, "loss": loss.kind, "alpha": loss.alpha, "beta": loss.beta, "gamma": loss.gamma}
+
     def paper(self) -> dict[str, float] | None:
         """What the paper prints for this row, in shares of 1, or None where it has no such row."""
         for text, models in paper.TABLE1.items():

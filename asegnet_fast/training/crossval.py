@@ -216,11 +216,7 @@ def summarise_run(run: Path) -> dict[str, Any]:
         profile = run / row.folder / "profile.json"
         rows.append(
             {
-                "model": row.model,
-                "loss": row.loss.kind,
-                "alpha": row.loss.alpha,
-                "beta": row.loss.beta,
-                "gamma": row.loss.gamma,
+                **row.to_json(),
                 "folder": row.folder,
                 "folds": len(found),
                 **summarise(counts),
