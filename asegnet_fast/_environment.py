@@ -6,6 +6,7 @@ import ctypes
 import os
 import platform
 import sys
+from importlib import metadata
 from typing import Any
 
 # glibc's mallopt parameters (malloc.h).
@@ -33,10 +34,10 @@ def environment(device: str) -> dict[str, Any]:
     import numpy
     import torch
 
-    import asegnet_fast as af
+    from asegnet_fast import _extension
 
     found: dict[str, Any] = {
-        "asegnet_fast": af.__version__,
+        "asegnet_fast": _version(),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "numpy": numpy.__version__,
@@ -44,7 +45,7 @@ def environment(device: str) -> dict[str, Any]:
         "cpu": _cpu_name(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
-        "isa": torch.backends.cpu.get_cpu_capability(),
+        "isa": _extension.active_isa(),
         "device": device,
     }
     if device.startswith("cuda"):
@@ -72,6 +73,31 @@ def choose_device(name: str) -> str:
             raise ValueError(f"--device: expected a device that is there, got {name} ({count} CUDA devices found)")
         return name
     raise ValueError(f"--device: expected auto, cpu, cuda or cuda:N, got {name!r}")
+
+
+def check_backend(name: str, device: str) -> None:
+    """Refuse a `--backend` that cannot serve every operation on the device.
+
+    Raises:
+        ValueError: with the first operation that it cannot serve, and why.
+    """
+    import asegnet_fast as af
+
+    if name in ("auto", "reference"):
+        return
+    for op, devices in af.backends().items():
+        reason = devices[device.partition(":")[0]][name]
+        if reason != "available":
+            raise ValueError(f"--backend: expected one that serves every operation, got {name} ({op}: {reason})")
+
+
+def _version() -> str:
+    from asegnet_fast import _extension
+
+    try:
+        return metadata.version("asegnet-fast")
+    except metadata.PackageNotFoundError:
+        return _extension.build_info().get("version", "source tree, not installed")
 
 
 def _cpu_name() -> str:

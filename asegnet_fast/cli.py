@@ -168,20 +168,35 @@ def report(
 @app.command()
 def info() -> None:
     """Print versions, libraries found, and what serves each operation and why."""
-    from asegnet_fast._environment import environment
+    import torch
 
-    for name, value in environment("cpu").items():
-        print(f"{name:<14}{value}")
+    import asegnet_fast as af
+    from asegnet_fast import _extension
+    from asegnet_fast._environment import choose_device, environment
+
+    lines = environment(choose_device("auto"))
+    lines |= {f"library {device}": reason or "loaded" for device, reason in _extension.absent.items()}
+    lines |= {f"build {name}": value for name, value in _extension.build_info().items()}
+    lines["torch's CUDA"] = torch.version.cuda or "none"
+    for name, value in lines.items():
+        print(f"{name:<26}{', '.join(map(str, value)) if isinstance(value, (list, tuple)) else value}")
+    for op, devices in af.backends().items():
+        for device, entry in devices.items():
+            print(f"\n{op} on {device}: served by {entry['serves']}")
+            for name in ("native", "triton"):
+                print(f"  {name:<8}{entry[name]}")
 
 
 def _cross_validate(settings: Settings, resume: bool) -> None:
-    from asegnet_fast._environment import choose_device, keep_large_allocations
+    from asegnet_fast._environment import check_backend, choose_device, keep_large_allocations
     from asegnet_fast.training.crossval import check_run_folder, cross_validate
     from asegnet_fast.training.progress import Reporter
 
     keep_large_allocations()
-    check_run_folder(settings, resume)  # before minutes of reading
+    # What can be refused is refused before minutes of reading.
+    check_run_folder(settings, resume)
     device = choose_device(settings.device)
+    check_backend(settings.backend, device)
     with Reporter() as reporter:
         try:
             slices = _load(settings, reporter)

@@ -85,15 +85,14 @@ def spread_slices(slices: SliceSet, candidates: np.ndarray, count: int) -> np.nd
 def data_samples(slices: SliceSet, path: Path, count: int = 6) -> None:
     """Draw slices of the data set, each as CT and as CT with its labels in colour (as the paper's Fig. 3)."""
     chosen = spread_slices(slices, np.arange(len(slices.images)), count)
-    figure = Figure(figsize=(1.9 * len(chosen), 4.75), dpi=DPI, layout="constrained")
+    figure = Figure(figsize=(1.9 * len(chosen), 4.4), dpi=DPI, layout="constrained")
     axes = figure.subplots(2, len(chosen), squeeze=False)
     for column, index in enumerate(chosen):
         share = 100 * float((slices.masks[index] > 0).mean())
         _ct(axes[0, column], slices.images[index])
         _ct(axes[1, column], slices.images[index])
         _labels(axes[1, column], slices.masks[index])
-        name = Path(slices.sources[index]).name.removesuffix(".gz").removesuffix(".nii")
-        axes[0, column].set_title(f"{name}, slice {slices.indices[index]}", fontsize=8)
+        axes[0, column].set_title(_name(slices, index), fontsize=8)
         axes[1, column].set_xlabel(f"lesion {share:.1f} %", fontsize=8)
     axes[0, 0].set_ylabel("CT", fontsize=9)
     axes[1, 0].set_ylabel("with labels", fontsize=9)
@@ -135,9 +134,8 @@ def qualitative(run: Path, summary: dict[str, Any], slices: SliceSet, path: Path
             _ct(axis, slices.images[index])
             if panel == 0:
                 _labels(axis, truth)
-                name = Path(slices.sources[index]).name.removesuffix(".gz").removesuffix(".nii")
                 axis.set_title("Ground truth", fontsize=8)
-                axis.set_xlabel(f"{name}, slice {slices.indices[index]}", fontsize=7.5)
+                axis.set_xlabel(_name(slices, index), fontsize=7.5)
                 continue
             predicted = predictions[rows[panel - 1]["folder"]][s]
             if binary:
@@ -237,6 +235,12 @@ def _predictions(run: Path, rows: list, slices: SliceSet, chosen: np.ndarray, fo
                         labels = network(normalised(image, content["normalisation"])).argmax(1)
                     predictions[row["folder"]][place] = labels[0].numpy()
     return predictions
+
+
+def _name(slices: SliceSet, index: int) -> str:
+    """Where a slice comes from, e.g. `rp_im/4, slice 11`; the end of a long path."""
+    source = str(slices.sources[index]).removesuffix(".gz").removesuffix(".nii")
+    return f"{source if len(source) <= 20 else '…' + source[-19:]}, slice {slices.indices[index]}"
 
 
 def _ct(axis: Axes, image: np.ndarray) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from asegnet_fast._environment import choose_device, environment
+from asegnet_fast._environment import check_backend, choose_device, environment
 from asegnet_fast._files import read_json, write_json
 from asegnet_fast.training.config import Row, Settings, convert, differences
 from asegnet_fast.training.loop import Slices, TrainingError, finished_fold, run_fold
@@ -116,6 +116,7 @@ def cross_validate(
 
     out = Path(settings.out)
     device = choose_device(settings.device)
+    check_backend(settings.backend, device)
     there = check_run_folder(settings, resume, slices.fingerprint)
     if there and (out / "folds.json").exists():
         folds = load_folds(out / "folds.json", slices)
