@@ -70,7 +70,9 @@ def choose_device(name: str) -> str:
     kind, _, index = name.partition(":")
     if name == "cpu" or (kind == "cuda" and (not index or index.isdigit())):
         if kind == "cuda" and int(index or 0) >= count:
-            raise ValueError(f"--device: expected a device that is there, got {name} ({count} CUDA devices found)")
+            raise ValueError(
+                f"--device: expected a device that is there, got {name} ({count} CUDA devices found)"
+            )
         return name
     raise ValueError(f"--device: expected auto, cpu, cuda or cuda:N, got {name!r}")
 
@@ -88,7 +90,9 @@ def check_backend(name: str, device: str) -> None:
     for op, devices in af.backends().items():
         reason = devices[device.partition(":")[0]][name]
         if reason != "available":
-            raise ValueError(f"--backend: expected one that serves every operation, got {name} ({op}: {reason})")
+            raise ValueError(
+                f"--backend: expected one that serves every operation, got {name} ({op}: {reason})"
+            )
 
 
 def _version() -> str:

@@ -38,9 +38,19 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise ValueError(f"{path}: expected a checkpoint, got nothing (no such file)") from None
-    except (OSError, EOFError, RuntimeError, ValueError, KeyError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
+    except (
+        OSError,
+        EOFError,
+        RuntimeError,
+        ValueError,
+        KeyError,
+        pickle.UnpicklingError,
+        zipfile.BadZipFile,
+    ) as error:
         # torch's own text can be pages long; its kind says enough.
-        raise ValueError(f"{path}: expected a whole checkpoint, got a damaged file ({type(error).__name__})") from None
+        raise ValueError(
+            f"{path}: expected a whole checkpoint, got a damaged file ({type(error).__name__})"
+        ) from None
     if not isinstance(content, dict) or content.get("format") != FORMAT or not KEYS <= set(content):
         raise ValueError(f"{path}: expected a checkpoint written by asegnet-fast, got another file")
     return content

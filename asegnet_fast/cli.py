@@ -49,19 +49,28 @@ def _option(name: str, help: str, *flags: str) -> Any:
 def crossval(
     data: Annotated[str | None, _option("data", "Folder with the CT data in NIfTI.")] = None,
     out: Annotated[str | None, _option("out", "Folder of the run; made where it is absent.")] = None,
-    config: Annotated[Path | None, typer.Option(help="YAML file with these options as keys; options win.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.", show_default=False)] = False,
+    config: Annotated[
+        Path | None, typer.Option(help="YAML file with these options as keys; options win.")
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue the run in --out.", show_default=False)
+    ] = False,
     models: Annotated[str | None, _option("models", f"Some of {', '.join(MODELS)}.")] = None,
     losses: Annotated[str | None, _option("losses", f"Of {SPELLING}; numbers may be fractions.")] = None,
     table1: Annotated[
-        bool, typer.Option("--table1", help="The paper's seven losses instead of --losses.", show_default=False)
+        bool,
+        typer.Option("--table1", help="The paper's seven losses instead of --losses.", show_default=False),
     ] = False,
     preset: Annotated[str | None, _option("preset", "Widths and depth of both networks.")] = None,
     widths: Annotated[str | None, _option("widths", "Own channels of each section, e.g. 16,32,64.")] = None,
-    convs: Annotated[str | None, _option("convs", "Own number of convolutions of each section, e.g. 2,2,3.")] = None,
+    convs: Annotated[
+        str | None, _option("convs", "Own number of convolutions of each section, e.g. 2,2,3.")
+    ] = None,
     decoder_relu: Annotated[
         bool | None,
-        _option("decoder_relu", "ReLU in the decoders (default) or none.", "--decoder-relu/--no-decoder-relu"),
+        _option(
+            "decoder_relu", "ReLU in the decoders (default) or none.", "--decoder-relu/--no-decoder-relu"
+        ),
     ] = None,
     join: Annotated[str | None, _option("join", "How A-SegNet joins the gate's output.")] = None,
     gate_mode: Annotated[str | None, _option("gate_mode", "Form of A-SegNet's attention gate.")] = None,
@@ -75,7 +84,9 @@ def crossval(
     intensity: Annotated[str | None, _option("intensity", "How values become grey levels.")] = None,
     labels: Annotated[str | None, _option("labels", "One lesion class, or the labels kept apart.")] = None,
     select: Annotated[str | None, _option("select", "Slices with a label only, or all.")] = None,
-    cache: Annotated[str | None, _option("cache", "Folder that keeps decoded slices for the next start.")] = None,
+    cache: Annotated[
+        str | None, _option("cache", "Folder that keeps decoded slices for the next start.")
+    ] = None,
     size: Annotated[int | None, _option("size", "Side of the slices in pixels.")] = None,
     epochs: Annotated[int | None, _option("epochs", "Passes over the training slices.")] = None,
     batch_size: Annotated[int | None, _option("batch_size", "Slices in a step.")] = None,
@@ -85,12 +96,19 @@ def crossval(
     weight_decay: Annotated[float | None, _option("weight_decay", "Weight decay of SGD.")] = None,
     inner_validation: Annotated[
         float | None,
-        _option("inner_validation", "Share of the training part set aside to choose checkpoint_best.pt; 0 for none."),
+        _option(
+            "inner_validation",
+            "Share of the training part set aside to choose checkpoint_best.pt; 0 for none.",
+        ),
     ] = None,
     seed: Annotated[int | None, _option("seed", "Decides folds, weights and the order of slices.")] = None,
     device: Annotated[str | None, _option("device", "auto, cpu, cuda or cuda:N.")] = None,
-    precision: Annotated[str | None, _option("precision", "Number format of the network's arithmetic.")] = None,
-    backend: Annotated[str | None, _option("backend", "Which implementation serves the fused operations.")] = None,
+    precision: Annotated[
+        str | None, _option("precision", "Number format of the network's arithmetic.")
+    ] = None,
+    backend: Annotated[
+        str | None, _option("backend", "Which implementation serves the fused operations.")
+    ] = None,
     checkpoint_seconds: Annotated[
         float | None, _option("checkpoint_seconds", "Least time between checkpoints; 0 for one each epoch.")
     ] = None,
@@ -113,7 +131,9 @@ def crossval(
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for the synthetic data and the run.")] = Path("demo"),
     seed: Annotated[int, typer.Option(help="Decides the data, folds, weights and order.")] = 0,
-    resume: Annotated[bool, typer.Option("--resume", help="Continue the demo in --out.", show_default=False)] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue the demo in --out.", show_default=False)
+    ] = False,
 ) -> None:
     """Make a synthetic CT set and cross-validate SegNet and A-SegNet on it.
 
@@ -149,7 +169,9 @@ DEMO_DATA = {"patients": 9, "slices_per_patient": 16, "size": 128}
 @app.command()
 def report(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder that crossval wrote, finished or not.")],
-    data: Annotated[str | None, typer.Option(help="The run's data, where they have moved.", show_default=False)] = None,
+    data: Annotated[
+        str | None, typer.Option(help="The run's data, where they have moved.", show_default=False)
+    ] = None,
 ) -> None:
     """Rebuild the table and the pictures from a run's files."""
     from asegnet_fast.training.crossval import read_run, summarise_run
@@ -209,7 +231,9 @@ def _cross_validate(settings: Settings, resume: bool) -> None:
         _write_figures(summary, Path(settings.out), slices, reporter)
         for row in summary["rows"]:
             share = row["outside_convolution"]
-            outside = f", {100 * share['share']:.0f} % of {share['clock']} outside convolutions" if share else ""
+            outside = (
+                f", {100 * share['share']:.0f} % of {share['clock']} outside convolutions" if share else ""
+            )
             reporter.say(f"{row['folder']}: {row['seconds']:.1f} s{outside}")
     if given_up:
         for line in given_up:
@@ -230,15 +254,15 @@ def _draw_progress(folder: Path, row: Row) -> None:
     from asegnet_fast.report.figures import fold_progress
     from asegnet_fast.report.table import row_label
 
-    fold_progress(folder, f"{row_label(row.to_json())}, {folder.name}")
+    fold_progress(folder, f"{row_label(row.to_json())}, fold {folder.name.removeprefix('fold')}")
 
 
 def _write_tables(summary: dict[str, Any], run: Path, reporter: Reporter) -> None:
-    from asegnet_fast.report.table import foot, terminal_table, write_tables
+    from asegnet_fast.report.table import standing, terminal_table, write_tables
 
     write_tables(summary, run)
     reporter.console.print(terminal_table(summary))
-    for line in foot(summary):
+    for line in standing(summary):
         reporter.say(line)
     reporter.say(f"wrote {run / 'summary.json'}, {run / 'table1.md'}, {run / 'table1.csv'}")
 
@@ -260,12 +284,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit status.
     """
     try:
-        status = app(args=None if arguments is None else list(arguments), prog_name=PROGRAM, standalone_mode=False)
+        status = app(
+            args=None if arguments is None else list(arguments), prog_name=PROGRAM, standalone_mode=False
+        )
         return status if isinstance(status, int) else 0
     except UsageError as error:
         message, status = error.format_message(), 2
     except ValueError as error:
         message, status = str(error), 2
+    except RuntimeError as error:
+        from asegnet_fast.training.loop import TrainingError
+
+        if not isinstance(error, TrainingError):
+            raise
+        message, status = str(error), 1
     except OSError as error:
         message, status = f"{error.filename or 'input or output'}: {error.strerror or error}", 1
     except (typer.Abort, KeyboardInterrupt):

@@ -17,10 +17,11 @@ def test_fractions_and_folder_names():
 
 @pytest.mark.parametrize(
     "text",
-    ["dice", "tl", "tl:1", "tl:1:2:3", "ftl:.3:.7:x", "ftl:.3:.7:1/0", "tl:-1:2", "tl:0:0", "ftl:.3:.7:5", "ftl:.3:.7:nan"],
+    ["dice", "tl", "tl:1", "tl:1:2:3", "tl:-1:2", "tl:0:0"]
+    + ["ftl:.3:.7:x", "ftl:.3:.7:1/0", "ftl:.3:.7:5", "ftl:.3:.7:nan"],
 )
 def test_wrong_losses_say_what_was_expected(text):
-    with pytest.raises(ValueError, match="expected .*, got"):
+    with pytest.raises(ValueError, match=r"expected .*, got"):
         Loss.parse(text)
 
 
@@ -62,7 +63,9 @@ def test_settings_out_of_range_name_the_option(field, value):
 
 def test_options_override_the_file(tmp_path):
     file = tmp_path / "run.yaml"
-    file.write_text("data: d\nepochs: 7\nbatch-size: 3\nlr: 1e-2\nlosses: [dl, 'tl:0.3:0.7']\nwidths: '8,16'\n")
+    file.write_text(
+        "data: d\nepochs: 7\nbatch-size: 3\nlr: 1e-2\nlosses: [dl, 'tl:0.3:0.7']\nwidths: '8,16'\n"
+    )
     settings = read_settings(file, {"out": "o", "epochs": 9, "lr": None})
     assert (settings.epochs, settings.batch_size, settings.lr) == (9, 3, 0.01)
     assert settings.losses == ("dl", "tl:0.3:0.7")
@@ -85,7 +88,7 @@ def test_options_override_the_file(tmp_path):
 def test_a_wrong_file_is_named(tmp_path, text, said):
     file = tmp_path / "run.yaml"
     file.write_text(text)
-    with pytest.raises(ValueError, match="run.yaml") as caught:
+    with pytest.raises(ValueError, match=r"run\.yaml") as caught:
         read_settings(file, {"data": "d", "out": "o"})
     assert said in str(caught.value)
 

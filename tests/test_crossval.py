@@ -184,7 +184,7 @@ def test_a_bad_checkpoint_is_named(tmp_path, damage):
         torch.save({"state_dict": {}}, checkpoint)
     else:
         shutil.copy(out / ROW / "fold1" / "checkpoint_last.pt", checkpoint)
-    with pytest.raises(ValueError, match="checkpoint_last.pt: expected") as caught:
+    with pytest.raises(ValueError, match=r"checkpoint_last\.pt: expected") as caught:
         run(out, resume=True, losses=("dl", "ftl:0.3:0.7:4/3"))
     assert "\n" not in str(caught.value)
 
@@ -195,7 +195,7 @@ def test_a_checkpoint_runs_no_code(tmp_path):
             return (tmp_path.joinpath("sprung").touch, ())
 
     torch.save({"format": "asegnet_fast checkpoint 1", "trap": Trap()}, tmp_path / "trap.pt")
-    with pytest.raises(ValueError, match="trap.pt"):
+    with pytest.raises(ValueError, match=r"trap\.pt"):
         read_checkpoint(tmp_path / "trap.pt")
     assert not (tmp_path / "sprung").exists()
 

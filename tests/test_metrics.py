@@ -75,7 +75,9 @@ def test_ratios_of_nothing():
     full = np.array([9, 0, 0, 0])
     assert np.isnan(specificity(full))
     scores = summarise([np.array([[[0, 0, 0, 9]]])])
-    assert scores["sensitivity"] == dict.fromkeys(("pooled", "per_image_mean", "per_fold_mean", "per_fold_sd"))
+    assert scores["sensitivity"] == dict.fromkeys(
+        ("pooled", "per_image_mean", "per_fold_mean", "per_fold_sd")
+    )
 
 
 def test_several_classes_are_averaged_last():

@@ -74,7 +74,9 @@ def spread_slices(slices: SliceSet, candidates: np.ndarray, count: int) -> np.nd
     used: set[Any] = set()
     for quantile in np.linspace(0.15, 0.97, min(count, len(ordered))):
         wanted = quantile * (len(ordered) - 1)
-        places = sorted((i for i in range(len(ordered)) if int(ordered[i]) not in chosen), key=lambda i: abs(i - wanted))
+        places = sorted(
+            (i for i in range(len(ordered)) if int(ordered[i]) not in chosen), key=lambda i: abs(i - wanted)
+        )
         fresh = [i for i in places[: max(1, len(ordered) // 4)] if slices.groups[ordered[i]] not in used]
         index = int(ordered[(fresh or places)[0]])
         chosen.append(index)
@@ -111,7 +113,11 @@ def qualitative(run: Path, summary: dict[str, Any], slices: SliceSet, path: Path
     folds = load_folds(run / "folds.json", slices)
     rows = summary["rows"]
     fold_of = {int(i): k for k in range(folds.k) for i in folds.test_indices(k)}
-    done = [k for k in range(folds.k) if all((run / r["folder"] / f"fold{k}" / "metrics.json").exists() for r in rows)]
+    done = [
+        k
+        for k in range(folds.k)
+        if all((run / r["folder"] / f"fold{k}" / "metrics.json").exists() for r in rows)
+    ]
     candidates = np.array(sorted(i for i, k in fold_of.items() if k in done), dtype=np.int64)
     if not len(candidates):
         return
@@ -121,7 +127,9 @@ def qualitative(run: Path, summary: dict[str, Any], slices: SliceSet, path: Path
     panels = 1 + len(rows)
     columns = panels if panels <= MAX_COLUMNS else math.ceil(panels / 2)
     lines = math.ceil(panels / columns)
-    figure = Figure(figsize=(max(2.1 * columns, 6), 2.45 * lines * len(chosen) + 0.4), dpi=DPI, layout="constrained")
+    figure = Figure(
+        figsize=(max(2.1 * columns, 6), 2.45 * lines * len(chosen) + 0.4), dpi=DPI, layout="constrained"
+    )
     axes = figure.subplots(lines * len(chosen), columns, squeeze=False)
     for axis in axes.flat:
         axis.set_axis_off()
@@ -145,10 +153,16 @@ def qualitative(run: Path, summary: dict[str, Any], slices: SliceSet, path: Path
             hit = 2 * np.sum((predicted > 0) & (truth > 0))
             total = np.sum(predicted > 0) + np.sum(truth > 0)
             score = 1.0 if total == 0 else hit / total
-            axis.set_title(f"{MODEL_NAMES[rows[panel - 1]['model']]}\n{loss_label(rows[panel - 1])}", fontsize=8)
+            axis.set_title(
+                f"{MODEL_NAMES[rows[panel - 1]['model']]}\n{loss_label(rows[panel - 1])}", fontsize=8
+            )
             axis.set_xlabel(f"Dice {100 * score:.1f} %", fontsize=7.5)
     if binary:
-        names = ((HIT, "lesion: true, or found"), (FALSE_ALARM, "marked, but no lesion"), (MISSED, "lesion missed"))
+        names = (
+            (HIT, "lesion: true, or found"),
+            (FALSE_ALARM, "marked, but no lesion"),
+            (MISSED, "lesion missed"),
+        )
         patches = [Patch(color=colour, label=name) for colour, name in names]
     else:
         patches = _class_patches(slices)
@@ -184,7 +198,11 @@ def training_curves(run: Path, summary: dict[str, Any], path: Path) -> None:
         axis.xaxis.get_major_locator().set_params(integer=True)
     handles = {line.get_label(): line for axis in axes[:, 0] for line in axis.get_lines()}
     figure.legend(
-        handles=list(handles.values()), loc="outside lower center", ncols=min(4, len(handles)), fontsize=8, frameon=False
+        handles=list(handles.values()),
+        loc="outside lower center",
+        ncols=min(4, len(handles)),
+        fontsize=8,
+        frameon=False,
     )
     _save(figure, path)
 
@@ -201,7 +219,9 @@ def fold_progress(folder: Path, title: str) -> None:
     top.set_ylabel("training loss", fontsize=9)
     names = {"test_dice": "Dice", "test_sensitivity": "sensitivity", "test_specificity": "specificity"}
     names |= {"inner_dice": "Dice, inner validation"} if "inner_dice" in history[0] else {}
-    for (key, name), colour, style in zip(names.items(), (BLUE, ORANGE, GREEN, RED), LINE_STYLES, strict=False):
+    for (key, name), colour, style in zip(
+        names.items(), (BLUE, ORANGE, GREEN, RED), LINE_STYLES, strict=False
+    ):
         values = [100 * float(line[key]) if line[key] else math.nan for line in history]
         middle.plot(epochs, values, style, color=colour, marker=marker, label=name)
     middle.set_ylabel("test slices, %", fontsize=9)
@@ -217,7 +237,9 @@ def fold_progress(folder: Path, title: str) -> None:
     _save(figure, folder / "progress.png")
 
 
-def _predictions(run: Path, rows: list, slices: SliceSet, chosen: np.ndarray, fold_of: dict) -> dict[str, list]:
+def _predictions(
+    run: Path, rows: list, slices: SliceSet, chosen: np.ndarray, fold_of: dict
+) -> dict[str, list]:
     """Row folder -> one label map [S, S] for each chosen slice, by the fold that tested it; on the CPU."""
     import torch
 

@@ -22,7 +22,19 @@ LOSS_NAMES = {
 }
 MEASURES = ("dice", "sensitivity", "specificity")
 AVERAGES = ("pooled", "per_image_mean", "per_fold_mean", "per_fold_sd")
-HEADINGS = ("Model", "Loss", "Dice", "paper", "Sens.", "paper", "Spec.", "paper", "Dice/image", "Dice/fold", "Folds")
+HEADINGS = (
+    "Model",
+    "Loss",
+    "Dice",
+    "paper",
+    "Sens.",
+    "paper",
+    "Spec.",
+    "paper",
+    "Dice/image",
+    "Dice/fold",
+    "Folds",
+)
 
 
 def loss_label(row: dict[str, Any]) -> str:
@@ -59,32 +71,40 @@ def cells(row: dict[str, Any], folds: int) -> list[str]:
     return [*line, percent(row["dice"]["per_image_mean"]), by_fold, f"{row['folds']} of {folds}"]
 
 
-def foot(summary: dict[str, Any]) -> list[str]:
-    """What a reader must know to read the numbers, one sentence a line."""
-    split = {"slice": "by slice, which is leaky", "patient": "by patient (groups stay whole)"}[summary["split"]]
-    leak, floor = summary["leak_percent"], summary["trivial"]
-    answers = "lesion" if floor["lesion_everywhere"]["label"] == 1 else f"label {floor['lesion_everywhere']['label']}"
-    constant = f"label {floor['best_constant']['label']}"
-    environment = summary["environment"]
+def standing(summary: dict[str, Any]) -> list[str]:
+    """What bounds the numbers: leak, floor, and rows that are missing."""
+    split = {"slice": "by slice, which is leaky", "patient": "by patient (groups stay whole)"}[
+        summary["split"]
+    ]
+    everywhere, constant = summary["trivial"]["lesion_everywhere"], summary["trivial"]["best_constant"]
+    answers = "lesion" if everywhere["label"] == 1 else f"label {everywhere['label']}"
+    scores = [
+        percent(p["dice"][name]) for p in (everywhere, constant) for name in ("pooled", "per_image_mean")
+    ]
     lines = [
+        f"Split {split}: {summary['leak_percent']:.1f} % of the test slices have a neighbour in training.",
+        f"Floor: a predictor that answers {answers} everywhere has Dice {scores[0]} pooled and {scores[1]} per image; "
+        f"the best constant answer (label {constant['label']}) {scores[2]} and {scores[3]}.",
+    ]
+    if summary["missing_rows"]:
+        lines.append(f"Rows without a finished fold: {', '.join(summary['missing_rows'])}.")
+    return lines
+
+
+def foot(summary: dict[str, Any]) -> list[str]:
+    """What a reader must know to read the numbers, one line each."""
+    environment = summary["environment"]
+    return [
         "All numbers are percent. Dice, Sens. and Spec. are pooled over the pixels of all test slices; Dice/image is "
         "the mean over slices; Dice/fold is mean ± standard deviation of the folds' pooled Dice. Measured after the "
         f"last of {summary['epochs']} epochs.",
-        f"Split {split}: {leak:.1f} % of the test slices have a neighbour in training.",
-        f"Floor: a predictor that answers {answers} everywhere has Dice "
-        f"{percent(floor['lesion_everywhere']['dice']['pooled'])} pooled and "
-        f"{percent(floor['lesion_everywhere']['dice']['per_image_mean'])} per image; the best constant answer "
-        f"({constant}) {percent(floor['best_constant']['dice']['pooled'])} and "
-        f"{percent(floor['best_constant']['dice']['per_image_mean'])}.",
+        *standing(summary),
         "The paper column is Table 1 of Budak et al. 2021 (473 slices, 256 x 256, 50 epochs); its split and averaging "
         "are not stated there, so it stands beside ours and is no target.",
         f"asegnet_fast {environment['asegnet_fast']}, torch {environment['torch']}, Python {environment['python']}, "
         f"{environment.get('gpu', environment['cpu'])}, {summary['data']['slices']} slices.",
+        *(f"Note on the data: {note}" for note in summary["data"]["notes"]),
     ]
-    lines += [f"Note on the data: {note}" for note in summary["data"]["notes"]]
-    if summary["missing_rows"]:
-        lines.append(f"Rows without a finished fold: {', '.join(summary['missing_rows'])}.")
-    return lines
 
 
 def markdown(summary: dict[str, Any]) -> str:
@@ -93,7 +113,10 @@ def markdown(summary: dict[str, Any]) -> str:
     widths = [max(len(line[i]) for line in lines) for i in range(len(HEADINGS))]
     rule = ["-" * width if i < 2 else "-" * (width - 1) + ":" for i, width in enumerate(widths)]
     padded = [
-        [cell.ljust(width) if i < 2 else cell.rjust(width) for i, (cell, width) in enumerate(zip(line, widths, strict=True))]
+        [
+            cell.ljust(width) if i < 2 else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ]
         for line in lines
     ]
     table = "\n".join(f"| {' | '.join(line)} |" for line in [padded[0], rule, *padded[1:]])
@@ -111,7 +134,11 @@ def records(summary: dict[str, Any]) -> list[dict[str, Any]]:
                 record[f"{measure}_{average}"] = None if value is None else round(100 * value, 4)
             value = (row["paper"] or {}).get(measure)
             record[f"{measure}_paper"] = None if value is None else round(100 * value, 4)
-        record |= {"seconds": row["seconds"], "split": summary["split"], "leak_percent": summary["leak_percent"]}
+        record |= {
+            "seconds": row["seconds"],
+            "split": summary["split"],
+            "leak_percent": summary["leak_percent"],
+        }
         flat.append(record)
     return flat
 
@@ -128,15 +155,16 @@ def write_tables(summary: dict[str, Any], run: Path) -> None:
 
 
 def terminal_table(summary: dict[str, Any]) -> Table:
-    """The table for a terminal: percent, the paper's number in brackets."""
+    """The table for a terminal of 80 columns: percent, pooled, the paper's number in brackets."""
     from rich import box
     from rich.table import Table
 
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for i, heading in enumerate(("Model", "Loss", "Dice", "Sens.", "Spec.", "Dice/fold")):
-        table.add_column(heading, justify="left" if i < 2 else "right", no_wrap=i != 1)
+    caption = "percent, pooled over all test slices; in brackets: the paper's Table 1"
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, caption=caption, caption_justify="left")
+    for i, heading in enumerate(("Model", "Loss", "Dice", "Sens.", "Spec.")):
+        table.add_column(heading, justify="left" if i < 2 else "right", no_wrap=True)
     for row in summary["rows"]:
         line = cells(row, summary["folds"])
         pairs = [line[i] + ("" if line[i + 1] == "–" else f" ({line[i + 1]})") for i in (2, 4, 6)]
-        table.add_row(line[0], line[1], *pairs, line[9])
+        table.add_row(line[0], line[1], *pairs)
     return table

@@ -46,14 +46,22 @@ class Row:
     def to_json(self) -> dict[str, Any]:
         """How summary.json names the row."""
         loss = self.loss
-        return {"model": self.model, "loss": loss.kind, "alpha": loss.alpha, "beta": loss.beta, "gamma": loss.gamma}
+        return {
+            "model": self.model,
+            "loss": loss.kind,
+            "alpha": loss.alpha,
+            "beta": loss.beta,
+            "gamma": loss.gamma,
+        }
 
     def paper(self) -> dict[str, float] | None:
         """What the paper prints for this row, in shares of 1, or None where it has no such row."""
         for text, models in paper.TABLE1.items():
             if self.loss.matches(Loss.parse(text)):
                 names = ("dice", "sensitivity", "specificity")
-                return {name: round(value / 100, 6) for name, value in zip(names, models[self.model], strict=True)}
+                return {
+                    name: round(value / 100, 6) for name, value in zip(names, models[self.model], strict=True)
+                }
         return None
 
 
@@ -110,12 +118,22 @@ class Settings:
         _check("momentum", "a number from 0 to below 1", self.momentum, 0 <= self.momentum < 1)
         for name in ("weight_decay", "checkpoint_seconds"):
             _check(name, "a number >= 0", getattr(self, name), 0 <= getattr(self, name) < math.inf)
-        _check("inner_validation", "a share from 0 to 0.5", self.inner_validation, 0 <= self.inner_validation <= 0.5)
+        _check(
+            "inner_validation",
+            "a share from 0 to 0.5",
+            self.inner_validation,
+            0 <= self.inner_validation <= 0.5,
+        )
         for name in ("widths", "convs"):
             values = getattr(self, name)
             whole = values is None or (len(values) > 0 and min(values) >= 1)
             _check(name, "whole numbers >= 1, one for each section", values, whole)
-        _check("models", f"some of {', '.join(MODELS)}", self.models, self.models and set(self.models) <= set(MODELS))
+        _check(
+            "models",
+            f"some of {', '.join(MODELS)}",
+            self.models,
+            self.models and set(self.models) <= set(MODELS),
+        )
         _check("losses", "at least one loss", self.losses, len(self.losses) > 0)
         folders: dict[str, str] = {}
         for model in self.models:

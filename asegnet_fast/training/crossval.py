@@ -78,9 +78,13 @@ def check_run_folder(settings: Settings, resume: bool, fingerprint: str | None =
     if fingerprint is not None and config["data"].get("fingerprint") != fingerprint:
         changed.append("data: other slices there than asked")
     if changed:
-        raise ValueError(f"--out: expected a run with the same settings in {out}, got another ({'; '.join(changed)})")
+        raise ValueError(
+            f"--out: expected a run with the same settings in {out}, got another ({'; '.join(changed)})"
+        )
     if not resume:
-        raise ValueError(f"--out: expected a new folder, got {out} with this run in it (continue it with --resume)")
+        raise ValueError(
+            f"--out: expected a new folder, got {out} with this run in it (continue it with --resume)"
+        )
     return True
 
 
@@ -108,6 +112,7 @@ def cross_validate(
 
     Raises:
         ValueError: the folder holds something else, or the data cannot be split as asked.
+        TrainingError: every fold was given up.
     """
     import torch
 
@@ -178,8 +183,9 @@ def cross_validate(
             if settings.profile:
                 share = outside_convolution(settings, row, on_device, np.asarray(folds.train(0)))
                 write_json(out / row.folder / "profile.json", share)
-    summary = summarise_run(out)
-    return summary, given_up
+    if given_up and not any(out.glob("*/fold*/metrics.json")):
+        raise TrainingError(f"no fold finished; {given_up[0]}")
+    return summarise_run(out), given_up
 
 
 def fold_identity(settings: Settings, fingerprint: str, row: Row, fold: int) -> dict[str, Any]:
@@ -235,7 +241,9 @@ def summarise_run(run: Path) -> dict[str, Any]:
         "folds": settings.folds,
         "epochs": settings.epochs,
         "trivial": floor[1],
-        "missing_rows": [row.folder for row in settings.rows() if row.folder not in {r["folder"] for r in rows}],
+        "missing_rows": [
+            row.folder for row in settings.rows() if row.folder not in {r["folder"] for r in rows}
+        ],
         "data": config["data"],
         "environment": config["environment"],
     }

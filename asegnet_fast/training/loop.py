@@ -69,7 +69,9 @@ def inner_split(train: np.ndarray, groups: np.ndarray, share: float, by_group: b
     units = np.asarray(groups)[train] if by_group else np.arange(len(train))
     names = np.unique(units)
     if len(names) < 2:
-        raise ValueError(f"--inner-validation: expected at least 2 groups in each fold's training part, got {len(names)}")
+        raise ValueError(
+            f"--inner-validation: expected at least 2 groups in each fold's training part, got {len(names)}"
+        )
     wanted = max(1, round(share * len(train)))
     aside = np.zeros(len(train), dtype=bool)
     for name in np.random.default_rng(seed).permutation(names)[:-1]:
@@ -114,7 +116,9 @@ def evaluate(
     return torch.cat(counts).cpu().numpy()
 
 
-def training_step(network, loss_of, optimiser, slices: Slices, batch: Tensor, normalisation: dict, precision: str):
+def training_step(
+    network, loss_of, optimiser, slices: Slices, batch: Tensor, normalisation: dict, precision: str
+):
     """One step on the slices at `batch`; returns the loss, detached, on the device."""
     with autocast(slices.images.device, precision):
         inputs = normalised(slices.images[batch], normalisation).contiguous(memory_format=torch.channels_last)

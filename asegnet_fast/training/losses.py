@@ -47,7 +47,9 @@ class Loss:
             try:
                 values[name] = float(Fraction(number))
             except (ValueError, ZeroDivisionError, OverflowError):
-                raise ValueError(f"expected a number or a fraction for {name}, got {number!r} in {text!r}") from None
+                raise ValueError(
+                    f"expected a number or a fraction for {name}, got {number!r} in {text!r}"
+                ) from None
         for name in ("alpha", "beta"):
             if values.get(name, 0.0) < 0:
                 raise ValueError(f"expected {name} >= 0, got {values[name]:g} in {text!r}")

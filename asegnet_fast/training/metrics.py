@@ -107,7 +107,9 @@ def summarise(folds: Sequence[np.ndarray]) -> dict[str, Any]:
     for name, measure in MEASURES.items():
         summary[name] = _averages(measure(pooled), measure(images), measure(fold_pooled))
     if images.shape[1] > 1:
-        summary["classes"] = [summarise([fold[:, c : c + 1] for fold in folds]) for c in range(images.shape[1])]
+        summary["classes"] = [
+            summarise([fold[:, c : c + 1] for fold in folds]) for c in range(images.shape[1])
+        ]
     return summary
 
 
