@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from asegnet_fast._files import replacing
+from asegnet_fast.files import replacing
 
 FORMAT = "asegnet_fast checkpoint 1"
 # What every checkpoint holds; training adds what it needs to go on.

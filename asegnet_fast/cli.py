@@ -194,7 +194,7 @@ def info() -> None:
 
     import asegnet_fast as af
     from asegnet_fast import _extension
-    from asegnet_fast._environment import choose_device, environment
+    from asegnet_fast.environment import choose_device, environment
 
     lines = environment(choose_device("auto"))
     lines |= {f"library {device}": reason or "loaded" for device, reason in _extension.absent.items()}
@@ -210,7 +210,7 @@ def info() -> None:
 
 
 def _cross_validate(settings: Settings, resume: bool) -> None:
-    from asegnet_fast._environment import check_backend, choose_device, keep_large_allocations
+    from asegnet_fast.environment import check_backend, choose_device, keep_large_allocations
     from asegnet_fast.training.crossval import check_run_folder, cross_validate
     from asegnet_fast.training.progress import Reporter
 

@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from asegnet_fast._files import read_csv, replacing
+from asegnet_fast.files import read_csv, replacing
 from asegnet_fast.report.table import MODEL_NAMES, loss_label
 
 if TYPE_CHECKING:

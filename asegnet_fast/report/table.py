@@ -6,7 +6,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from asegnet_fast._files import write_csv, write_text
+from asegnet_fast.files import write_csv, write_text
 
 if TYPE_CHECKING:
     from rich.table import Table

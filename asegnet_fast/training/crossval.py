@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from asegnet_fast._environment import check_backend, choose_device, environment
-from asegnet_fast._files import read_json, write_json
+from asegnet_fast.environment import check_backend, choose_device, environment
+from asegnet_fast.files import read_json, write_json
 from asegnet_fast.training.config import Row, Settings, convert, differences
 from asegnet_fast.training.loop import Slices, TrainingError, finished_fold, run_fold
 from asegnet_fast.training.metrics import summarise, trivial

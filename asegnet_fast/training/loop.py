@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from asegnet_fast._files import read_json, write_csv, write_json
+from asegnet_fast.files import read_json, write_csv, write_json
 from asegnet_fast.checkpoint import build_network, normalised, read_checkpoint, write_checkpoint
 from asegnet_fast.training.config import Row, Settings
 from asegnet_fast.training.metrics import dice, pixel_counts, summarise
@@ -199,7 +199,8 @@ def run_fold(
     steps = len(train) // settings.batch_size
     if steps == 0:
         raise ValueError(
-            f"--batch-size: expected at most {len(train)} (the training slices of fold {fold}), got {settings.batch_size}"
+            f"--batch-size: expected at most {len(train)}, the training slices of fold {fold}, "
+            f"got {settings.batch_size}"
         )
 
     # 2. Normalisation by the training part alone.
