@@ -72,6 +72,12 @@ def crossval(
             "decoder_relu", "ReLU in the decoders (default) or none.", "--decoder-relu/--no-decoder-relu"
         ),
     ] = None,
+    final_relu: Annotated[
+        bool | None,
+        _option(
+            "final_relu", "Batch normalisation and ReLU on the logits, or not (default).", "--final-relu/--no-final-relu"
+        ),
+    ] = None,
     join: Annotated[str | None, _option("join", "How A-SegNet joins the gate's output.")] = None,
     gate_mode: Annotated[str | None, _option("gate_mode", "Form of A-SegNet's attention gate.")] = None,
     split: Annotated[
