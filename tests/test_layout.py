@@ -21,7 +21,7 @@ ALLOWED = {
     "asegnet_fast.checkpoint": {"models", "files"},
     "asegnet_fast.ops": {"_extension"},
     "asegnet_fast.nn": {"ops"},
-    "asegnet_fast.models": {"nn"},
+    "asegnet_fast.models": {"nn", "ops"},
     "asegnet_fast.data": {"files"},
     "asegnet_fast.training": {"checkpoint", "models", "data", "nn", "ops", "environment", "files", "paper"},
     "asegnet_fast.inference": {"checkpoint", "models", "data", "nn", "files"},
