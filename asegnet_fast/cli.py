@@ -75,7 +75,9 @@ def crossval(
     final_relu: Annotated[
         bool | None,
         _option(
-            "final_relu", "Batch normalisation and ReLU on the logits, or not (default).", "--final-relu/--no-final-relu"
+            "final_relu",
+            "Batch normalisation and ReLU on the logits, or none (default).",
+            "--final-relu/--no-final-relu",
         ),
     ] = None,
     join: Annotated[str | None, _option("join", "How A-SegNet joins the gate's output.")] = None,

@@ -153,7 +153,6 @@ class Settings:
         keywords: dict[str, Any] = {"in_channels": 1, "num_classes": num_classes, "preset": self.preset}
         keywords |= {"widths": self.widths, "convs": self.convs, "decoder_relu": self.decoder_relu}
         keywords["final_relu"] = self.final_relu
-        keywords |= {"final_relu": self.final_relu}
         if model == "a_segnet":
             keywords |= {"join": self.join, "gate_mode": self.gate_mode}
         return keywords
