@@ -10,7 +10,13 @@ import torch
 from torch import Tensor
 
 from asegnet_fast.ops import _library
-from asegnet_fast.ops._checks import check_choice, check_float, check_same, check_tensor, wrong_type, wrong_value
+from asegnet_fast.ops._checks import (
+    check_choice,
+    check_float,
+    check_same,
+    check_tensor,
+    wrong_value,
+)
 from asegnet_fast.ops._layout import memory_format
 from asegnet_fast.ops.attention_gate import reference
 
