@@ -86,12 +86,16 @@ def attention_gate_backward(
     b_g: Tensor,
     w_psi: Tensor,
     b_psi: Tensor,
-    alpha: Tensor,
+    gate: Tensor,
     mask: Tensor,
     multiplicative: bool,
     nearest: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """The gradients of the seven inputs, by the chain rule; differentiable. `mask` is not read: s is formed again."""
+    """The gradients of the seven inputs, by the chain rule; differentiable.
+
+    `gate` is alpha, in float32 for half inputs. `mask` is not read: s is formed again.
+    """
+    alpha = gate.to(x.dtype)
     t, v = pre_activations(x, g, w_x, w_g, b_g, nearest)
     s = t * v if multiplicative else t + v
     active = ~(s <= 0)
