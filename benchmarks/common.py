@@ -60,7 +60,7 @@ are held against a copy inside the cache. On a GPU: CUDA events, L2 overwritten 
 # ---- what is timed ---------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # one is itself only: functions and shapes do not compare usefully
 class Case:
     """One function at one size and dtype.
 
@@ -314,6 +314,17 @@ class Settings:
     layouts: Sequence[str] = tuple(LAYOUTS)
 
 
+def checked_sides(case: Case, settings: Settings) -> list[Side]:
+    """Every side of a case, those that do not match the reference with their error."""
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    args = arguments(case, settings.device)
+    every = sides(case, args, settings.layouts, settings.with_compile)
+    truth = expected(case, args)
+    for side in every:
+        side.error = side.error or mismatch(case, side, truth)
+    return every
+
+
 def run_case(case: Case, settings: Settings) -> tuple[list[dict], list[str]]:
     """Check, then time one case.
 
@@ -321,17 +332,10 @@ def run_case(case: Case, settings: Settings) -> tuple[list[dict], list[str]]:
         (rows, failures): one row per pass and layout of ours; and one line for every side that has no time. A
         failed check of ours leaves no row.
     """
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    args = arguments(case, settings.device)
-    every = sides(case, args, settings.layouts, settings.with_compile)
-    truth = expected(case, args)
-    for side in every:
-        side.error = side.error or mismatch(case, side, truth)
-    del truth
+    every = checked_sides(case, settings)
     failures = [f"{case.id}: {s.name}: {s.error}" for s in every if s.error]
     right = [s for s in every if s.error is None]
-    ours = [s for s in right if s.who == "ours"]
-    if len(ours) < len(settings.layouts):
+    if sum(s.who == "ours" for s in right) < len(settings.layouts):
         return [], failures
     rows = []
     for which in PASSES:
