@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import platform
@@ -79,6 +80,17 @@ def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
         return "  ".join(cells).rstrip()
 
     return "\n".join([line(headings), line(["-" * w for w in widths]), *map(line, rows)])
+
+
+def option_problem(options: argparse.Namespace) -> str | None:
+    """What is wrong with the options that all suites share; None where nothing is."""
+    for name in ("threads", "batch", "size", "seconds"):
+        value = getattr(options, name, None)
+        if value is not None and not value > 0:
+            return f"--{name}: expected a number above 0, got {value}"
+    if options.device == "cuda" and not torch.cuda.is_available():
+        return "--device: expected a device that is there, got cuda and this torch sees no GPU"
+    return None
 
 
 def fail(message: str) -> int:

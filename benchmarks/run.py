@@ -64,12 +64,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     unknown = set(ops) - set(common.op_names())
     if unknown:
         return results.fail(f"--ops: expected some of {common.op_names()}, got {sorted(unknown)}")
-    for name in ("threads", "batch", "seconds"):
-        value = getattr(options, name)
-        if value is not None and not value > 0:
-            return results.fail(f"--{name}: expected a number above 0, got {value}")
-    if options.device == "cuda" and not torch.cuda.is_available():
-        return results.fail("--device: expected a device that is there, got cuda and this torch sees no GPU")
+    problem = results.option_problem(options)
+    if problem:
+        return results.fail(problem)
     torch.set_num_threads(options.threads)
     device = torch.device(options.device)
     batch = options.batch or (16 if device.type == "cuda" else 4)
