@@ -14,6 +14,15 @@ OPS = Path(asegnet_fast.__file__).parent / "ops"
 SETTINGS = common.Settings(torch.device("cpu"), threads=1, seconds=0.001, with_compile=False)
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Tiny maps: threads would only wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def tiny(case: common.Case) -> common.Case:
     """The case with a map small enough for a test: the quick pool's, cut."""
     inputs = case.inputs
@@ -109,12 +118,8 @@ def test_comparison_in_norm_sees_a_wrong_gradient(pool):
 
 def test_a_run_writes_one_whole_results_file(pool, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(common, "cases_of", lambda op, batch: [pool])
-    threads = torch.get_num_threads()
-    try:
-        words = "--ops max_pool2x2 --quick --no-compile --seconds 0.001 --threads 1".split()
-        status = run.main([*words, "--out", str(tmp_path)])
-    finally:
-        torch.set_num_threads(threads)
+    words = "--ops max_pool2x2 --quick --no-compile --seconds 0.001 --threads 1".split()
+    status = run.main([*words, "--out", str(tmp_path)])
     assert status == 0
     (file,) = tmp_path.iterdir()
     machine = results.machine(torch.device("cpu"))
