@@ -51,6 +51,8 @@ def conditions(device: torch.device, threads: int) -> dict:
         "threads": threads,
         "allocator": allocator.in_force() or "default",
         "isa": _extension.active_isa(),
+        # Near the number of threads on a quiet machine; more says that other programs ran beside.
+        "load_average": os.getloadavg()[0],
     }
     if device.type == "cuda":
         about["cuda"] = torch.version.cuda
