@@ -1,0 +1,1 @@
+"""The fused operations: one folder each, found by name."""

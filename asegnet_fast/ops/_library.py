@@ -1,0 +1,212 @@
+"""The dispatcher namespace of the ops, and which implementation serves a call.
+
+An op is defined here by its schema, with its plain PyTorch reference as the kernel for every device
+(`CompositeExplicitAutograd`). A C++ or CUDA kernel registered for its own key by a library that
+`asegnet_fast._extension` loads wins over it. This is the one place that reads `ASEGNET_FAST_BACKEND`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from asegnet_fast import _extension
+from asegnet_fast.ops._checks import check_choice
+
+NAMESPACE = "asegnet_fast"
+BACKENDS = ("auto", "reference", "native", "triton")
+_VARIABLE = "ASEGNET_FAST_BACKEND"
+_KEYS = {"cpu": "CPU", "cuda": "CUDA"}
+
+_forward_ops: list[str] = []  # names of the ops that backends() reports
+
+
+# ---- which implementation -------------------------------------------------------------------------------
+
+def _from_environment() -> str:
+    value = os.environ.get(_VARIABLE, "auto")
+    check_choice(_VARIABLE, value, BACKENDS)
+    return value
+
+
+_backend = _from_environment()
+
+
+@contextlib.contextmanager
+def use_backend(name: str) -> Iterator[None]:
+    """Choose which implementation serves the ops inside a `with` block.
+
+    Args:
+        name: "auto" (the fastest one there is for a tensor's device), "reference" (plain PyTorch),
+            "native" (C++ or CUDA) or "triton". `ASEGNET_FAST_BACKEND` sets the choice outside any block.
+
+    The choice is one module-level value of the process, not one per thread.
+
+    Raises:
+        ValueError: for another name.
+        RuntimeError: at the call of an op that the chosen backend cannot serve on the tensor's device.
+    """
+    check_choice("name", name, BACKENDS)
+    global _backend
+    before, _backend = _backend, name
+    try:
+        yield
+    finally:
+        _backend = before
+
+
+def has_native(op: str, device_type: str) -> bool:
+    """Whether a C++ or CUDA kernel is registered for `op` on that kind of device."""
+    key = _KEYS.get(device_type)
+    return key is not None and torch._C._dispatch_has_kernel_for_dispatch_key(f"{NAMESPACE}::{op}", key)
+
+
+def _why_not_native(device_type: str) -> str:
+    if device_type not in _KEYS:
+        return f"no kernels are written for {device_type}"
+    return _extension.absent[device_type] or "no kernel is written for this op and device"
+
+
+def _transformed() -> bool:
+    """Whether a torch.func transform or forward-mode AD is active.
+
+    Kernels with their own autograd give silently wrong (zero) tangents there; plain PyTorch is right.
+    """
+    return torch._C._functorch.maybe_current_level() is not None or torch.autograd.forward_ad._current_level >= 0
+
+
+def use_reference(op: str, tensor: Tensor) -> bool:
+    """Whether the plain reference serves this call; if not, the dispatcher does."""
+    if _backend == "reference" or _transformed():
+        return True
+    if _backend == "auto":
+        return False
+    device_type = tensor.device.type
+    if _backend == "triton":
+        raise RuntimeError(f"backend 'triton': expected a Triton kernel for {op} on {device_type}, got none in this version")
+    if not has_native(op, device_type):
+        raise RuntimeError(
+            f"backend 'native': expected a native kernel for {op} on {device_type}, got none: {_why_not_native(device_type)}"
+        )
+    return False
+
+
+def backends() -> dict[str, dict[str, dict[str, str]]]:
+    """Which implementation serves each op on each device, and why the others do not.
+
+    Returns:
+        {op: {"cpu" | "cuda": {"serves": "native" | "reference", "native": reason, "triton": reason}}}, where a
+        reason is "available" or says what is missing. On the CPU, "isa" names the instruction set in force.
+    """
+    report: dict[str, dict[str, dict[str, str]]] = {}
+    for op in _forward_ops:
+        report[op] = {}
+        for device in _KEYS:
+            native = has_native(op, device)
+            entry = {
+                "serves": "native" if native and _backend != "reference" else "reference",
+                "native": "available" if native else _why_not_native(device),
+                "triton": "no Triton kernel in this version",
+            }
+            if device == "cpu" and native:
+                entry["isa"] = _extension.active_isa()
+            report[op][device] = entry
+    return report
+
+
+# ---- how an op is registered ----------------------------------------------------------------------------
+
+def define(name: str, schema: str, reference: Callable, *, listed: bool = True) -> Callable:
+    """Define op `name`; `reference` is its kernel on every device that has none of its own.
+
+    Args:
+        name: without the namespace.
+        schema: arguments and results, as in "(Tensor x) -> Tensor". No keyword-only arguments:
+            they do not pass an autocast kernel.
+        reference: called below autograd; must not return its inputs or views of them.
+        listed: whether `backends()` reports it (backward ops follow their forward op).
+
+    Returns:
+        The op, to be called from the public function.
+    """
+    qualified = f"{NAMESPACE}::{name}"
+    torch.library.define(qualified, schema, tags=(torch.Tag.pt2_compliant_tag,))
+    torch.library.impl(qualified, "CompositeExplicitAutograd", reference)
+    if listed:
+        _forward_ops.append(name)
+    return getattr(getattr(torch.ops, NAMESPACE), name)
+
+
+def register_fake(name: str, function: Callable) -> None:
+    """Shapes, dtypes and strides of the results without any data: what compile and export trace with."""
+    torch.library.register_fake(f"{NAMESPACE}::{name}", function)
+
+
+def register_autograd(name: str, backward: Callable, setup_context: Callable) -> None:
+    """The gradient of op `name`, made of ops that have gradients themselves."""
+    torch.library.register_autograd(f"{NAMESPACE}::{name}", backward, setup_context=setup_context)
+
+
+def register_autocast(name: str) -> None:
+    """Under autocast, cast every float32 or half tensor argument to the autocast dtype of its device.
+
+    torch.library.register_autocast takes one fixed dtype, which is wrong as soon as a user asks for another.
+    """
+    op = getattr(getattr(torch.ops, NAMESPACE), name)
+
+    def kernel_for(device_type: str) -> Callable:
+        keys = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, f"Autocast{_KEYS[device_type]}"))
+
+        def cast(value: object) -> object:
+            eligible = isinstance(value, Tensor) and value.is_floating_point() and value.dtype != torch.float64
+            return value.to(torch.get_autocast_dtype(device_type)) if eligible else value
+
+        def kernel(*args: object) -> object:
+            with torch._C._ExcludeDispatchKeyGuard(keys):
+                return op(*pytree.tree_map(cast, args))
+
+        return kernel
+
+    for device_type, key in _KEYS.items():
+        torch.library.impl(f"{NAMESPACE}::{name}", f"Autocast{key}", kernel_for(device_type))
+
+
+def register_autograd_by_reference(name: str, reference: Callable) -> None:
+    """The gradient of a backward op, by differentiating its plain PyTorch twin: correct, and seldom needed.
+
+    Without it a second derivative through the op would silently be zero.
+    """
+
+    def setup_context(ctx, inputs: Sequence[object], output: object) -> None:
+        ctx.tensor_at = [isinstance(i, Tensor) for i in inputs]
+        ctx.others = [None if is_tensor else i for i, is_tensor in zip(inputs, ctx.tensor_at, strict=True)]
+        ctx.save_for_backward(*(i for i in inputs if isinstance(i, Tensor)))
+
+    def backward(ctx, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        saved = iter(ctx.saved_tensors)
+        create_graph = torch.is_grad_enabled()
+        with torch.enable_grad():
+            inputs = [
+                next(saved) if is_tensor else other
+                for is_tensor, other in zip(ctx.tensor_at, ctx.others, strict=True)
+            ]
+            # A view of each wanted input is a node of its own, so only paths through `reference` count.
+            inputs = [i.view_as(i) if w else i for i, w in zip(inputs, ctx.needs_input_grad, strict=True)]
+            outputs = reference(*inputs)
+            outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+            pairs = [(o, g) for o, g in zip(outputs, grads, strict=True) if g is not None and o.requires_grad]
+            wanted = [i for i, w in zip(inputs, ctx.needs_input_grad, strict=True) if w]
+            found = iter(
+                torch.autograd.grad(
+                    [o for o, _ in pairs], wanted, [g for _, g in pairs],
+                    allow_unused=True, create_graph=create_graph,
+                ) if pairs else [None] * len(wanted)
+            )
+        return tuple(next(found) if w else None for w in ctx.needs_input_grad)
+
+    register_autograd(name, backward, setup_context)

@@ -1,0 +1,104 @@
+// Tensors of the stable ABI as the kernels see them: 4-D, in one of two dense layouts.
+// Shapes and dtypes were checked in Python (op.py); what is checked here are values inside tensors, and the
+// facts on which memory safety rests, for callers that reach the dispatcher directly.
+#pragma once
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <cstdint>
+#include <optional>
+#include <sstream>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+namespace asegnet {
+
+using torch::headeronly::MemoryFormat;
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+using torch::stable::parallel_for;
+
+// "name: expected ..., got ...", the one form of every complaint. Becomes a Python RuntimeError.
+template <class Got>
+[[noreturn]] void fail(const std::string& name, const std::string& expected, const Got& got) {
+  std::ostringstream message;
+  message << name << ": expected " << expected << ", got " << got;
+  throw std::runtime_error(message.str());
+}
+
+template <class Got>
+void check(bool ok, const char* name, const char* expected, const Got& got) {
+  if (!ok) fail(name, expected, got);
+}
+
+inline std::string shape_string(const Tensor& t) {
+  std::ostringstream s;
+  s << "[";
+  for (int64_t d = 0; d < t.dim(); ++d) s << (d ? ", " : "") << t.size(d);
+  s << "]";
+  return s.str();
+}
+
+struct Dims {  // [N, C, H, W]
+  int64_t n, c, h, w;
+  int64_t numel() const { return n * c * h * w; }
+  bool operator==(const Dims&) const = default;
+};
+
+inline Dims dims4(const Tensor& t, const char* name) {
+  check(t.dim() == 4, name, "a 4-D tensor", shape_string(t));
+  return {t.size(0), t.size(1), t.size(2), t.size(3)};
+}
+
+// torch's rule for the memory format a tensor's strides suggest; _layout.py has the Python twin.
+inline bool is_channels_last(const Tensor& t) {
+  if (t.dim() != 4 || t.stride(1) == 0) return false;
+  int64_t least = 0;
+  for (int64_t d : {1, 3, 2, 0}) {
+    if (t.size(d) == 0 || t.stride(d) < least) return false;
+    if (d == 0 && least == t.stride(1)) return false;  // [N, 1, 1, 1] and the like stay NCHW
+    least = t.stride(d);
+    if (t.size(d) > 1) least *= t.size(d);
+  }
+  return true;
+}
+
+inline MemoryFormat memory_format(bool channels_last) {
+  return channels_last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous;
+}
+
+// `t` itself where it is dense in that layout already, else a copy that is.
+inline Tensor dense(const Tensor& t, bool channels_last) {
+  return torch::stable::contiguous(t, memory_format(channels_last));
+}
+
+inline Tensor empty4(const Dims& d, ScalarType dtype, const Tensor& like, bool channels_last) {
+  const int64_t sizes[] = {d.n, d.c, d.h, d.w};
+  return torch::stable::empty({sizes, 4}, dtype, std::nullopt, like.device(), std::nullopt,
+                              memory_format(channels_last));
+}
+
+// The float types every kernel table has one entry for, in this order.
+enum Float { kFloat32, kFloat64, kBFloat16, kFloat16, kFloats };
+
+inline Float float_of(const Tensor& t, const char* name) {
+  switch (t.scalar_type()) {
+    case ScalarType::Float: return kFloat32;
+    case ScalarType::Double: return kFloat64;
+    case ScalarType::BFloat16: return kBFloat16;
+    case ScalarType::Half: return kFloat16;
+    default: fail(name, "dtype float32, float64, bfloat16 or float16", "another dtype");
+  }
+}
+
+// Rows are handed to threads in pieces of about this many elements; smaller work stays on one thread.
+constexpr int64_t kGrain = 32768;
+
+inline int64_t grain(int64_t elements_per_item) {
+  return elements_per_item >= kGrain ? 1 : (kGrain + elements_per_item - 1) / (elements_per_item ? elements_per_item : 1);
+}
+
+}  // namespace asegnet

@@ -1,0 +1,172 @@
+// Tensors in, tensors out: layouts, threads over rows of windows, and the words of an error.
+#include <atomic>
+
+#include "common/tensor.h"
+#include "max_pool2x2/kernels.h"
+#include "max_pool2x2/math.h"
+
+namespace asegnet::max_pool2x2 {
+namespace {
+
+// A map [N, C, H, W] as rows of windows. channels_last: N*h rows, all channels side by side;
+// NCHW: N*C*h rows of one channel.
+struct Rows {
+  Dims full;       // the large map
+  Dims pooled;     // the small one
+  bool channels_last;
+
+  int64_t count() const { return channels_last ? full.n * pooled.h : full.n * full.c * pooled.h; }
+  int64_t inner() const { return channels_last ? full.c : 1; }
+  Row row() const { return {pooled.w, full.w, inner()}; }
+  int64_t small_length() const { return pooled.w * inner(); }
+  int64_t large_length() const { return full.w * inner(); }
+  // Offset, in elements, of window row `r` in the small map, and of its first input row in the large one.
+  int64_t small_offset(int64_t r) const { return r * small_length(); }
+  int64_t large_offset(int64_t r) const {
+    return ((r / pooled.h) * full.h + 2 * (r % pooled.h)) * large_length();
+  }
+  bool has_second(int64_t r) const { return 2 * (r % pooled.h) + 1 < full.h; }
+  bool is_last(int64_t r) const { return r % pooled.h == pooled.h - 1; }
+};
+
+template <class T>
+auto* at(T* base, int64_t offset, int64_t element_size) {
+  using Byte = std::conditional_t<std::is_const_v<T>, const char, char>;
+  return static_cast<T*>(static_cast<Byte*>(base) + offset * element_size);
+}
+
+// Runs again over the codes, on one thread, only to say where the first bad one is.
+[[noreturn]] void report_bad_code(const Tensor& code, const Rows& rows) {
+  const auto* p = static_cast<const uint8_t*>(code.const_data_ptr());
+  for (int64_t i = 0; i < rows.pooled.numel(); ++i) {
+    int64_t n, c, y, x, rest = i;
+    const auto take = [&](int64_t size) { const int64_t v = rest % size; rest /= size; return v; };
+    if (rows.channels_last) {
+      c = take(rows.pooled.c), x = take(rows.pooled.w), y = take(rows.pooled.h), n = rest;
+    } else {
+      x = take(rows.pooled.w), y = take(rows.pooled.h), c = take(rows.pooled.c), n = rest;
+    }
+    const bool inside = is_code(p[i]) && 2 * y + (p[i] >> 1) < rows.full.h && 2 * x + (p[i] & 1) < rows.full.w;
+    if (inside) continue;
+    std::ostringstream got;
+    got << static_cast<int>(p[i]) << " at [" << n << ", " << c << ", " << y << ", " << x << "]";
+    fail("code", "positions 0..3 that lie inside the unpooled map", got.str());
+  }
+  fail("code", "tensors that no other thread writes to", "codes that changed during the call");
+}
+
+void check_code(const Tensor& code, const Dims& pooled) {
+  check(code.scalar_type() == ScalarType::Byte, "code", "dtype uint8", "another dtype");
+  check(dims4(code, "code") == pooled, "code", "the shape of the pooled map", shape_string(code));
+}
+
+void check_size(int64_t size, int64_t pooled, const char* name) {
+  check(is_unpooled_size(size, pooled), name, "2 h - 1, 2 h or 2 h + 1 for a pooled side h", size);
+}
+
+int log2_element_size(const Tensor& t) {
+  switch (t.element_size()) {
+    case 1: return 0;
+    case 2: return 1;
+    case 4: return 2;
+    case 8: return 3;
+    default: fail("y", "elements of 1, 2, 4 or 8 bytes", t.element_size());
+  }
+}
+
+// (x [N, C, H, W], ceil_mode) -> (y [N, C, h, w], code uint8 [N, C, h, w])
+std::tuple<Tensor, Tensor> pool(const Tensor& x_in, bool ceil_mode) {
+  const Dims full = dims4(x_in, "x");
+  const bool channels_last = is_channels_last(x_in);
+  const Tensor x = dense(x_in, channels_last);
+  const Dims pooled{full.n, full.c, pooled_size(full.h, ceil_mode), pooled_size(full.w, ceil_mode)};
+  Tensor y = empty4(pooled, x.scalar_type(), x, channels_last);
+  Tensor code = empty4(pooled, ScalarType::Byte, x, channels_last);
+  const Rows rows{full, pooled, channels_last};
+  const auto kernel = kernels().pool[float_of(x, "x")];
+  if (pooled.numel() == 0) return {y, code};
+  const void* px = x.const_data_ptr();
+  void* py = y.mutable_data_ptr();
+  auto* pcode = static_cast<uint8_t*>(code.mutable_data_ptr());
+  const int64_t size = x.element_size();
+  parallel_for(0, rows.count(), grain(2 * rows.large_length()), [&](int64_t begin, int64_t end) {
+    for (int64_t r = begin; r < end; ++r) {
+      const int64_t top = rows.large_offset(r);
+      const void* row1 = rows.has_second(r) ? at(px, top + rows.large_length(), size) : nullptr;
+      kernel(at(px, top, size), row1, at(py, rows.small_offset(r), size), pcode + rows.small_offset(r), rows.row());
+    }
+  });
+  return {y, code};
+}
+
+// (y [N, C, h, w], code, H, W) -> [N, C, H, W]
+Tensor unpool(const Tensor& y_in, const Tensor& code_in, int64_t height, int64_t width) {
+  const Dims pooled = dims4(y_in, "y");
+  check_code(code_in, pooled);
+  check_size(height, pooled.h, "height");
+  check_size(width, pooled.w, "width");
+  const bool channels_last = is_channels_last(y_in);
+  const Tensor y = dense(y_in, channels_last), code = dense(code_in, channels_last);
+  const Dims full{pooled.n, pooled.c, height, width};
+  Tensor out = empty4(full, y.scalar_type(), y, channels_last);
+  if (full.numel() == 0) return out;
+  if (pooled.numel() == 0) return torch::stable::zero_(out);
+  const Rows rows{full, pooled, channels_last};
+  const auto kernel = kernels().unpool[log2_element_size(y)];
+  const void* py = y.const_data_ptr();
+  const auto* pcode = static_cast<const uint8_t*>(code.const_data_ptr());
+  void* pout = out.mutable_data_ptr();
+  const int64_t size = y.element_size();
+  std::atomic<bool> bad{false};
+  parallel_for(0, rows.count(), grain(2 * rows.large_length()), [&](int64_t begin, int64_t end) {
+    for (int64_t r = begin; r < end; ++r) {
+      const int64_t top = rows.large_offset(r), small = rows.small_offset(r);
+      void* row1 = rows.has_second(r) ? at(pout, top + rows.large_length(), size) : nullptr;
+      if (!kernel(at(py, small, size), pcode + small, at(pout, top, size), row1, rows.row())) bad = true;
+      if (rows.is_last(r) && full.h > 2 * pooled.h) {  // the odd last row belongs to no window
+        std::memset(at(pout, top + 2 * rows.large_length(), size), 0, rows.large_length() * size);
+      }
+    }
+  });
+  if (bad) report_bad_code(code, rows);
+  return out;
+}
+
+// (grad [N, C, H, W], code [N, C, h, w]) -> gradient of y [N, C, h, w]
+Tensor unpool_backward(const Tensor& grad_in, const Tensor& code_in) {
+  const Dims full = dims4(grad_in, "grad");
+  const Dims pooled = dims4(code_in, "code");
+  check_code(code_in, {full.n, full.c, pooled.h, pooled.w});
+  check_size(full.h, pooled.h, "grad's height");
+  check_size(full.w, pooled.w, "grad's width");
+  const bool channels_last = is_channels_last(code_in);
+  const Tensor grad = dense(grad_in, channels_last), code = dense(code_in, channels_last);
+  Tensor out = empty4(pooled, grad.scalar_type(), grad, channels_last);
+  if (pooled.numel() == 0) return out;
+  const Rows rows{full, pooled, channels_last};
+  const auto kernel = kernels().unpool_backward[log2_element_size(grad)];
+  const void* pgrad = grad.const_data_ptr();
+  const auto* pcode = static_cast<const uint8_t*>(code.const_data_ptr());
+  void* pout = out.mutable_data_ptr();
+  const int64_t size = grad.element_size();
+  std::atomic<bool> bad{false};
+  parallel_for(0, rows.count(), grain(2 * rows.large_length()), [&](int64_t begin, int64_t end) {
+    for (int64_t r = begin; r < end; ++r) {
+      const int64_t top = rows.large_offset(r), small = rows.small_offset(r);
+      const void* row1 = rows.has_second(r) ? at(pgrad, top + rows.large_length(), size) : nullptr;
+      if (!kernel(at(pgrad, top, size), row1, pcode + small, at(pout, small, size), rows.row())) bad = true;
+    }
+  });
+  if (bad) report_bad_code(code, rows);
+  return out;
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(asegnet_fast, CPU, m) {
+  m.impl("max_pool2x2", TORCH_BOX(&pool));
+  m.impl("max_unpool2x2", TORCH_BOX(&unpool));
+  m.impl("max_unpool2x2_backward", TORCH_BOX(&unpool_backward));
+}
+
+}  // namespace asegnet::max_pool2x2

@@ -1,0 +1,199 @@
+// Plain loops over contiguous memory, written so that the compiler vectorises them for each instruction set.
+// Bytes: pool reads 4 and writes 1 element and 1 code per window; unpool the reverse. Nothing else moves.
+#include "max_pool2x2/kernels.h"
+
+#include "max_pool2x2/math.h"
+
+namespace asegnet::max_pool2x2 {
+namespace {
+
+template <class T>
+struct Window {  // the four elements under one window, columns `step` apart, elements `stride` apart
+  const T *a, *b, *c, *d;
+};
+
+// One run of windows whose four inputs advance by `stride` elements each.
+template <int kStride, class T>
+void pool_run(Window<T> in, T* __restrict y, uint8_t* __restrict code, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) {
+    const T va = in.a[i * kStride], vb = in.b[i * kStride], vc = in.c[i * kStride], vd = in.d[i * kStride];
+    auto best = order(va);
+    T value = va;
+    uint8_t position = 0;
+    const auto ob = order(vb), oc = order(vc), od = order(vd);
+    const bool wb = wins(ob, best);
+    best = wb ? ob : best, value = wb ? vb : value, position = wb ? 1 : position;
+    const bool wc = wins(oc, best);
+    best = wc ? oc : best, value = wc ? vc : value, position = wc ? 2 : position;
+    const bool wd = wins(od, best);
+    value = wd ? vd : value, position = wd ? 3 : position;
+    y[i] = value;
+    code[i] = position;
+  }
+}
+
+// A window at the edge that has fewer than four elements.
+template <class T>
+void pool_edge(const T* row0, const T* row1, bool second, T* y, uint8_t* code, int64_t inner) {
+  for (int64_t i = 0; i < inner; ++i) {
+    T value = row0[i];
+    uint8_t position = 0;
+    if (second && wins(order(row0[inner + i]), order(value))) value = row0[inner + i], position = 1;
+    if (row1 && wins(order(row1[i]), order(value))) value = row1[i], position = 2;
+    if (row1 && second && wins(order(row1[inner + i]), order(value))) value = row1[inner + i], position = 3;
+    y[i] = value;
+    code[i] = position;
+  }
+}
+
+template <class T>
+void pool(const void* p0, const void* p1, void* py, uint8_t* code, Row r) {
+  const T* row0 = static_cast<const T*>(p0);
+  const T* row1 = static_cast<const T*>(p1);
+  T* y = static_cast<T*>(py);
+  const int64_t whole = row1 ? (r.width < 2 * r.pooled ? r.pooled - 1 : r.pooled) : 0;
+  if (r.inner == 1) {
+    pool_run<2, T>({row0, row0 + 1, row1, row1 + 1}, y, code, whole);
+  } else {
+    for (int64_t j = 0; j < whole; ++j) {
+      const T *top = row0 + 2 * j * r.inner, *bottom = row1 + 2 * j * r.inner;
+      pool_run<1, T>({top, top + r.inner, bottom, bottom + r.inner}, y + j * r.inner, code + j * r.inner, r.inner);
+    }
+  }
+  for (int64_t j = whole; j < r.pooled; ++j) {
+    const int64_t at = 2 * j * r.inner;
+    pool_edge(row0 + at, row1 ? row1 + at : nullptr, 2 * j + 1 < r.width, y + j * r.inner, code + j * r.inner,
+              r.inner);
+  }
+}
+
+// Writes the four places of a run of windows: the value where the code says, zero elsewhere.
+template <int kStride, class T>
+uint8_t unpool_run(const T* __restrict y, const uint8_t* __restrict code, T* __restrict a, T* __restrict b,
+                   T* __restrict c, T* __restrict d, int64_t count) {
+  uint8_t seen = 0;
+  for (int64_t i = 0; i < count; ++i) {
+    const T value = y[i];
+    const uint8_t k = code[i];
+    seen |= k;
+    a[i * kStride] = k == 0 ? value : T{0};
+    b[i * kStride] = k == 1 ? value : T{0};
+    c[i * kStride] = k == 2 ? value : T{0};
+    d[i * kStride] = k == 3 ? value : T{0};
+  }
+  return seen;
+}
+
+// NCHW: the two columns of a window are neighbours, so both rows are written as interleaved pairs.
+template <class T>
+uint8_t unpool_pairs(const T* __restrict y, const uint8_t* __restrict code, T* __restrict row0,
+                     T* __restrict row1, int64_t count) {
+  uint8_t seen = 0;
+  for (int64_t i = 0; i < count; ++i) {
+    const T value = y[i];
+    const uint8_t k = code[i];
+    seen |= k;
+    row0[2 * i] = k == 0 ? value : T{0};
+    row0[2 * i + 1] = k == 1 ? value : T{0};
+    row1[2 * i] = k == 2 ? value : T{0};
+    row1[2 * i + 1] = k == 3 ? value : T{0};
+  }
+  return seen;
+}
+
+template <class T>
+bool unpool_edge(const T* y, const uint8_t* code, T* row0, T* row1, bool second, int64_t inner) {
+  bool ok = true;
+  for (int64_t i = 0; i < inner; ++i) {
+    const uint8_t k = code[i];
+    ok &= is_code(k) && (second || !(k & 1)) && (row1 || !(k & 2));
+    row0[i] = k == 0 ? y[i] : T{0};
+    if (second) row0[inner + i] = k == 1 ? y[i] : T{0};
+    if (row1) row1[i] = k == 2 ? y[i] : T{0};
+    if (row1 && second) row1[inner + i] = k == 3 ? y[i] : T{0};
+  }
+  return ok;
+}
+
+template <class T>
+bool unpool(const void* py, const uint8_t* code, void* p0, void* p1, Row r) {
+  const T* y = static_cast<const T*>(py);
+  T* row0 = static_cast<T*>(p0);
+  T* row1 = static_cast<T*>(p1);
+  const int64_t whole = row1 ? (r.width < 2 * r.pooled ? r.pooled - 1 : r.pooled) : 0;
+  uint8_t seen = 0;
+  bool ok = true;
+  if (r.inner == 1) {
+    if (whole) seen = unpool_pairs(y, code, row0, row1, whole);
+  } else {
+    for (int64_t j = 0; j < whole; ++j) {
+      T *top = row0 + 2 * j * r.inner, *bottom = row1 + 2 * j * r.inner;
+      seen |= unpool_run<1>(y + j * r.inner, code + j * r.inner, top, top + r.inner, bottom, bottom + r.inner,
+                            r.inner);
+    }
+  }
+  for (int64_t j = whole; j < r.pooled; ++j) {
+    const int64_t at = 2 * j * r.inner;
+    ok &= unpool_edge(y + j * r.inner, code + j * r.inner, row0 + at, row1 ? row1 + at : nullptr,
+                      2 * j + 1 < r.width, r.inner);
+  }
+  for (int64_t i = 2 * r.pooled * r.inner; i < r.width * r.inner; ++i) {  // the odd last column
+    row0[i] = T{0};
+    if (row1) row1[i] = T{0};
+  }
+  return ok && is_code(seen);
+}
+
+template <int kStride, class T>
+uint8_t gather_run(Window<T> in, const uint8_t* __restrict code, T* __restrict grad, int64_t count) {
+  uint8_t seen = 0;
+  for (int64_t i = 0; i < count; ++i) {
+    const uint8_t k = code[i];
+    seen |= k;
+    const T top = k == 0 ? in.a[i * kStride] : in.b[i * kStride];
+    const T bottom = k == 2 ? in.c[i * kStride] : in.d[i * kStride];
+    grad[i] = k < 2 ? top : bottom;
+  }
+  return seen;
+}
+
+template <class T>
+bool unpool_backward(const void* p0, const void* p1, const uint8_t* code, void* pgrad, Row r) {
+  const T* row0 = static_cast<const T*>(p0);
+  const T* row1 = static_cast<const T*>(p1);
+  T* grad = static_cast<T*>(pgrad);
+  const int64_t whole = row1 ? (r.width < 2 * r.pooled ? r.pooled - 1 : r.pooled) : 0;
+  uint8_t seen = 0;
+  bool ok = true;
+  if (r.inner == 1) {
+    seen = gather_run<2, T>({row0, row0 + 1, row1, row1 + 1}, code, grad, whole);
+  } else {
+    for (int64_t j = 0; j < whole; ++j) {
+      const T *top = row0 + 2 * j * r.inner, *bottom = row1 + 2 * j * r.inner;
+      seen |= gather_run<1, T>({top, top + r.inner, bottom, bottom + r.inner}, code + j * r.inner,
+                               grad + j * r.inner, r.inner);
+    }
+  }
+  for (int64_t j = whole; j < r.pooled; ++j) {
+    for (int64_t i = 0; i < r.inner; ++i) {
+      const uint8_t k = code[j * r.inner + i];
+      const bool inside = is_code(k) && (2 * j + (k & 1) < r.width) && (row1 || !(k & 2));
+      ok &= inside;
+      const T* row = k & 2 ? row1 : row0;
+      grad[j * r.inner + i] = inside ? row[(2 * j + (k & 1)) * r.inner + i] : T{0};
+    }
+  }
+  return ok && is_code(seen);
+}
+
+}  // namespace
+
+namespace ASEGNET_ISA {
+const Kernels kernels = {
+    {pool<float>, pool<double>, pool<BFloat16>, pool<Float16>},
+    {unpool<uint8_t>, unpool<uint16_t>, unpool<uint32_t>, unpool<uint64_t>},
+    {unpool_backward<uint8_t>, unpool_backward<uint16_t>, unpool_backward<uint32_t>, unpool_backward<uint64_t>},
+};
+}  // namespace ASEGNET_ISA
+
+}  // namespace asegnet::max_pool2x2
