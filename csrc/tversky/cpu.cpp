@@ -257,8 +257,8 @@ std::tuple<Tensor, Tensor> loss_from_sums(const Tensor& sums_in, std::optional<T
       for (double& v : d) v /= static_cast<double>(images);
     }
   });
-  Tensor out = torch::stable::empty({static_cast<const int64_t*>(nullptr), 0}, sums.scalar_type(), std::nullopt,
-                                    sums.device());
+  const std::vector<int64_t> scalar;
+  Tensor out = torch::stable::empty(scalar, sums.scalar_type(), std::nullopt, sums.device());
   Tensor coefficients = torch::stable::empty_like(sums);
   store_sums(out, &loss, 1);
   store_sums(coefficients, d.data(), ROWS * row);

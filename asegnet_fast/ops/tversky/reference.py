@@ -27,20 +27,37 @@ def sums_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
+def _check_labels(labels: Tensor, defined: Tensor, classes: int, ignore_index: int | None) -> None:
+    # Reading values is impossible while tracing or batching; the native kernels check on their own.
+    if torch.compiler.is_compiling() or torch._C._functorch.maybe_current_level() is not None:
+        return
+    if labels.device.type == "cpu" and not bool(defined.all()):
+        where = (~defined).nonzero()[0].tolist()
+        or_ignored = "" if ignore_index is None else f" or ignore_index {ignore_index}"
+        raise RuntimeError(
+            f"target: expected labels 0..{classes - 1}{or_ignored}, got {int(labels[tuple(where)])} at {where}"
+        )
+
+
 def _read(logits: Tensor, target: Tensor, ignore_index: int | None) -> tuple[Tensor, Tensor, Tensor]:
     """Logits [N, classes, pixels] in the dtype of the sums, hit [N, classes, pixels], valid [N, 1, pixels].
 
     Ignored pixels get the logit 0, so that no NaN of theirs reaches a sum or a gradient.
     """
-    flatten = (lambda t, dim: t.flatten(dim)) if logits.ndim > 2 else (lambda t, dim: t.unsqueeze(dim))
-    z = flatten(logits, 2).to(sums_dtype(logits.dtype))
+    z = logits.to(sums_dtype(logits.dtype))
     if z.shape[1] == 1:
         z = torch.cat([torch.zeros_like(z), z], dim=1)
-    labels = flatten(target, 1).long().unsqueeze(1)
+    labels = target.long()
     valid = (labels >= 0) & (labels < z.shape[1])
-    if ignore_index is not None:
-        valid = valid & (labels != ignore_index)
-    classes = torch.arange(z.shape[1], device=labels.device).reshape(1, -1, 1)
+    if ignore_index is None:
+        _check_labels(labels, valid, z.shape[1], None)
+    else:
+        ignored = labels == ignore_index
+        _check_labels(labels, valid | ignored, z.shape[1], ignore_index)
+        valid = valid & ~ignored
+    z, labels, valid = (t.unsqueeze(-1).flatten(start) for t, start in ((z, 2), (labels, 1), (valid, 1)))
+    classes = torch.arange(z.shape[1], device=labels.device).unsqueeze(-1)
+    labels, valid = labels.unsqueeze(1), valid.unsqueeze(1)
     return torch.where(valid, z, 0.0), (labels == classes) & valid, valid
 
 
@@ -73,7 +90,7 @@ def region_sums_backward(grad_sums: Tensor, logits: Tensor, target: Tensor, igno
 
 
 def _class_weights(sums: Tensor, weight: Tensor | None, include_background: bool) -> Tensor:
-    w = torch.ones_like(sums[0, 0:0].sum(0)) if weight is None else weight.to(sums.dtype)
+    w = sums.new_ones(sums.shape[2]) if weight is None else weight.to(sums.dtype)
     return w if include_background else torch.cat([torch.zeros_like(w[:1]), w[1:]])
 
 
@@ -163,19 +180,28 @@ def loss_coefficients(
     return coefficients.expand(-1, n, -1).contiguous() if pooled else coefficients / max(n, 1)
 
 
+def loss_and_coefficients(sums: Tensor, *options: object) -> tuple[Tensor, Tensor]:
+    """`loss_from_sums` and `loss_coefficients`, which share their arguments."""
+    return loss_from_sums(sums, *options), loss_coefficients(sums, *options)
+
+
 def region_loss(
+    logits: Tensor, target: Tensor, weight: Tensor | None, ignore_index: int | None, *options: object
+) -> tuple[Tensor, Tensor]:
+    """(loss, coefficients) of logits [N, C, *spatial] and labels [N, *spatial]; `options` from `kind` on."""
+    return loss_and_coefficients(region_sums(logits, target, ignore_index), weight, *options)
+
+
+def region_loss_backward(
+    grad: Tensor,
     logits: Tensor,
     target: Tensor,
+    coefficients: Tensor,
     weight: Tensor | None,
     ignore_index: int | None,
-    kind: int,
-    alpha: float,
-    beta: float,
-    gamma: float,
-    eps: float,
-    pool_batch: bool,
-    include_background: bool,
+    *options: object,
 ) -> Tensor:
-    """The scalar loss of logits [N, C, *spatial] and labels [N, *spatial]; differentiable in `logits`."""
+    """d loss / d logits from grad = d / d loss. Differentiable in `grad` and `logits`; as a function of `logits`
+    it also follows the coefficients, which are therefore made anew, and `coefficients` itself has no gradient."""
     sums = region_sums(logits, target, ignore_index)
-    return loss_from_sums(sums, weight, kind, alpha, beta, gamma, eps, pool_batch, include_background)
+    return region_sums_backward(grad * loss_coefficients(sums, weight, *options), logits, target, ignore_index)
