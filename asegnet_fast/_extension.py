@@ -14,7 +14,9 @@ from pathlib import Path
 import torch
 
 _FOLDER = Path(__file__).parent / "lib"
-_NOT_BUILT = "not built (no compiler when the package was installed, or run from a source tree without a build)"
+_NOT_BUILT = (
+    "not built (no compiler when the package was installed, or run from a source tree without a build)"
+)
 
 
 def build_info() -> dict:
@@ -35,7 +37,9 @@ def _load(device: str) -> str | None:
     """Load one library; None when that worked, else the reason why it is absent."""
     path = _FOLDER / f"libasegnet_fast_{device}.so"
     if not path.exists():
-        return "not built (nvcc not found, or switched off)" if device == "cuda" and build_info() else _NOT_BUILT
+        return (
+            "not built (nvcc not found, or switched off)" if device == "cuda" and build_info() else _NOT_BUILT
+        )
     obstacle = _cuda_obstacle() if device == "cuda" else None
     if obstacle:
         return obstacle

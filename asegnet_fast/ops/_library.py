@@ -17,6 +17,7 @@ from torch.utils import _pytree as pytree
 
 from asegnet_fast import _extension
 from asegnet_fast.ops._checks import check_choice
+from asegnet_fast.ops._layout import memory_format
 
 NAMESPACE = "asegnet_fast"
 BACKENDS = ("auto", "reference", "native", "triton")
@@ -24,9 +25,11 @@ _VARIABLE = "ASEGNET_FAST_BACKEND"
 _KEYS = {"cpu": "CPU", "cuda": "CUDA"}
 
 _forward_ops: list[str] = []  # names of the ops that backends() reports
+_references: dict[str, Callable] = {}  # every op's plain PyTorch twin
 
 
 # ---- which implementation -------------------------------------------------------------------------------
+
 
 def _from_environment() -> str:
     value = os.environ.get(_VARIABLE, "auto")
@@ -77,7 +80,9 @@ def _transformed() -> bool:
 
     Kernels with their own autograd give silently wrong (zero) tangents there; plain PyTorch is right.
     """
-    return torch._C._functorch.maybe_current_level() is not None or torch.autograd.forward_ad._current_level >= 0
+    return (
+        torch._C._functorch.maybe_current_level() is not None or torch.autograd.forward_ad._current_level >= 0
+    )
 
 
 def use_reference(op: str, tensor: Tensor) -> bool:
@@ -88,7 +93,9 @@ def use_reference(op: str, tensor: Tensor) -> bool:
         return False
     device_type = tensor.device.type
     if _backend == "triton":
-        raise RuntimeError(f"backend 'triton': expected a Triton kernel for {op} on {device_type}, got none in this version")
+        raise RuntimeError(
+            f"backend 'triton': expected a Triton kernel for {op} on {device_type}, got none in this version"
+        )
     if not has_native(op, device_type):
         raise RuntimeError(
             f"backend 'native': expected a native kernel for {op} on {device_type}, got none: {_why_not_native(device_type)}"
@@ -121,25 +128,59 @@ def backends() -> dict[str, dict[str, dict[str, str]]]:
 
 # ---- how an op is registered ----------------------------------------------------------------------------
 
-def define(name: str, schema: str, reference: Callable, *, listed: bool = True) -> Callable:
+
+def define(
+    name: str, schema: str, reference: Callable, *, layout_of: int | None = 0, listed: bool = True
+) -> Callable:
     """Define op `name`; `reference` is its kernel on every device that has none of its own.
 
     Args:
         name: without the namespace.
         schema: arguments and results, as in "(Tensor x) -> Tensor". No keyword-only arguments:
             they do not pass an autocast kernel.
-        reference: called below autograd; must not return its inputs or views of them.
+        reference: plain PyTorch; must not return its inputs or views of them.
+        layout_of: position of the argument whose memory format the 4-D results take, as the native kernels
+            and the fake kernel have it. None: results stay as the reference makes them.
         listed: whether `backends()` reports it (backward ops follow their forward op).
 
     Returns:
-        The op, to be called from the public function.
+        The dispatcher op. Public functions call `serve` instead, which also knows the reference.
     """
     qualified = f"{NAMESPACE}::{name}"
+    _references[name] = reference if layout_of is None else _laid_out(reference, layout_of)
     torch.library.define(qualified, schema, tags=(torch.Tag.pt2_compliant_tag,))
-    torch.library.impl(qualified, "CompositeExplicitAutograd", reference)
+    torch.library.impl(qualified, "CompositeExplicitAutograd", _references[name])
     if listed:
         _forward_ops.append(name)
+    return _dispatcher_op(name)
+
+
+def _dispatcher_op(name: str) -> Callable:
     return getattr(getattr(torch.ops, NAMESPACE), name)
+
+
+def _laid_out(reference: Callable, layout_of: int) -> Callable:
+    """`reference` with its 4-D results in the memory format of one argument."""
+
+    def in_format(*args: object) -> object:
+        results = reference(*args)
+        if _transformed():  # strides mean nothing on a batched tensor
+            return results
+        wanted = memory_format(args[layout_of])
+
+        def lay_out(r: object) -> object:
+            return r.contiguous(memory_format=wanted) if isinstance(r, Tensor) and r.dim() == 4 else r
+
+        return tuple(lay_out(r) for r in results) if isinstance(results, tuple) else lay_out(results)
+
+    return in_format
+
+
+def serve(name: str, *args: object) -> object:
+    """Call op `name` by whichever implementation is to serve it; the first argument is its leading tensor."""
+    if use_reference(name, args[0]):
+        return _references[name](*args)
+    return _dispatcher_op(name)(*args)
 
 
 def register_fake(name: str, function: Callable) -> None:
@@ -157,13 +198,15 @@ def register_autocast(name: str) -> None:
 
     torch.library.register_autocast takes one fixed dtype, which is wrong as soon as a user asks for another.
     """
-    op = getattr(getattr(torch.ops, NAMESPACE), name)
+    op = _dispatcher_op(name)
 
     def kernel_for(device_type: str) -> Callable:
         keys = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, f"Autocast{_KEYS[device_type]}"))
 
         def cast(value: object) -> object:
-            eligible = isinstance(value, Tensor) and value.is_floating_point() and value.dtype != torch.float64
+            eligible = (
+                isinstance(value, Tensor) and value.is_floating_point() and value.dtype != torch.float64
+            )
             return value.to(torch.get_autocast_dtype(device_type)) if eligible else value
 
         def kernel(*args: object) -> object:
@@ -203,9 +246,14 @@ def register_autograd_by_reference(name: str, reference: Callable) -> None:
             wanted = [i for i, w in zip(inputs, ctx.needs_input_grad, strict=True) if w]
             found = iter(
                 torch.autograd.grad(
-                    [o for o, _ in pairs], wanted, [g for _, g in pairs],
-                    allow_unused=True, create_graph=create_graph,
-                ) if pairs else [None] * len(wanted)
+                    [o for o, _ in pairs],
+                    wanted,
+                    [g for _, g in pairs],
+                    allow_unused=True,
+                    create_graph=create_graph,
+                )
+                if pairs
+                else [None] * len(wanted)
             )
         return tuple(next(found) if w else None for w in ctx.needs_input_grad)
 

@@ -38,7 +38,9 @@ def output_sides(output_size: Sequence[int] | None, h: int, w: int) -> tuple[int
     for side, pooled in zip(sides, (h, w), strict=True):
         if not 2 * pooled - 1 <= side <= 2 * pooled + 1 or side < 0:
             raise wrong_value(
-                "output_size", f"H of {2 * h - 1} to {2 * h + 1} and W of {2 * w - 1} to {2 * w + 1}", tuple(output_size)
+                "output_size",
+                f"H of {2 * h - 1} to {2 * h + 1} and W of {2 * w - 1} to {2 * w + 1}",
+                tuple(output_size),
             )
     return sides
 
@@ -80,8 +82,7 @@ def max_pool2x2(x: Tensor, ceil_mode: bool = False) -> tuple[Tensor, Tensor]:
     if x.dim() == 3:
         y, code = max_pool2x2(x.unsqueeze(0), ceil_mode)
         return y.squeeze(0), code.squeeze(0)
-    serve = reference.max_pool2x2 if _library.use_reference("max_pool2x2", x) else _pool
-    return serve(x, ceil_mode)
+    return _library.serve("max_pool2x2", x, ceil_mode)
 
 
 def max_unpool2x2(y: Tensor, code: Tensor, output_size: Sequence[int] | None = None) -> Tensor:
@@ -114,8 +115,7 @@ def max_unpool2x2(y: Tensor, code: Tensor, output_size: Sequence[int] | None = N
     height, width = output_sides(output_size, *y.shape[-2:])
     if y.dim() == 3:
         return max_unpool2x2(y.unsqueeze(0), code.unsqueeze(0), (height, width)).squeeze(0)
-    serve = reference.max_unpool2x2 if _library.use_reference("max_unpool2x2", y) else _unpool
-    return serve(y, code, height, width)
+    return _library.serve("max_unpool2x2", y, code, height, width)
 
 
 def max_unpool2d_indices(y: Tensor, indices: Tensor, output_size: Sequence[int]) -> Tensor:
@@ -146,16 +146,12 @@ def max_unpool2d_indices(y: Tensor, indices: Tensor, output_size: Sequence[int])
     height, width = tuple(output_size)[-2:]
     if y.dim() == 3:
         return max_unpool2d_indices(y.unsqueeze(0), indices.unsqueeze(0), (height, width)).squeeze(0)
-    plain = _library.use_reference("max_unpool2d_indices", y)
-    serve = reference.max_unpool2d_indices if plain else _unpool_indices
-    return serve(y, indices, height, width)
+    return _library.serve("max_unpool2d_indices", y, indices, height, width)
 
 
 # ---- ops ------------------------------------------------------------------------------------------------
 
-_pool = _library.define(
-    "max_pool2x2", "(Tensor x, bool ceil_mode=False) -> (Tensor, Tensor)", reference.max_pool2x2
-)
+_library.define("max_pool2x2", "(Tensor x, bool ceil_mode=False) -> (Tensor, Tensor)", reference.max_pool2x2)
 _unpool = _library.define(
     "max_unpool2x2", "(Tensor y, Tensor code, SymInt height, SymInt width) -> Tensor", reference.max_unpool2x2
 )
@@ -163,6 +159,7 @@ _unpool_backward = _library.define(
     "max_unpool2x2_backward",
     "(Tensor grad, Tensor code) -> Tensor",
     reference.max_unpool2x2_backward,
+    layout_of=1,
     listed=False,
 )
 _unpool_indices = _library.define(
@@ -174,6 +171,7 @@ _unpool_indices_backward = _library.define(
     "max_unpool2d_indices_backward",
     "(Tensor grad, Tensor indices) -> Tensor",
     reference.max_unpool2d_indices_backward,
+    layout_of=1,
     listed=False,
 )
 

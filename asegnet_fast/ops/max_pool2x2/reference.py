@@ -58,7 +58,9 @@ def max_unpool2x2(y: Tensor, code: Tensor, height: int, width: int) -> Tensor:
     _check_code(code, height, width)
     h, w = y.shape[-2:]
     positions = torch.arange(4, dtype=torch.uint8, device=y.device)[:, None, None, None, None]
-    places = torch.where(code == positions, y, torch.zeros((), dtype=y.dtype, device=y.device))  # [4, N, C, h, w]
+    places = torch.where(
+        code == positions, y, torch.zeros((), dtype=y.dtype, device=y.device)
+    )  # [4, N, C, h, w]
     full = places.unflatten(0, (2, 2)).permute(2, 3, 4, 0, 5, 1).reshape(y.shape[0], y.shape[1], 2 * h, 2 * w)
     return F.pad(full, (0, width - 2 * w, 0, height - 2 * h))
 
@@ -84,7 +86,9 @@ def _scatter_last(y: Tensor, indices: Tensor, height: int, width: int) -> Tensor
     last = torch.full((n, c, height * width), -1, dtype=torch.int64, device=y.device)
     last = last.scatter_reduce(2, flat, order, reduce="amax")
     values = y.flatten(2).gather(2, last.clamp(min=0))
-    return torch.where(last >= 0, values, torch.zeros((), dtype=y.dtype, device=y.device)).reshape(n, c, height, width)
+    return torch.where(last >= 0, values, torch.zeros((), dtype=y.dtype, device=y.device)).reshape(
+        n, c, height, width
+    )
 
 
 class _UnpoolIndices(torch.autograd.Function):

@@ -1,0 +1,172 @@
+"""`torch.nn.functional`'s pooling signatures, fused where kernel and stride are 2.
+
+Positions come as codes (uint8) by default from these functions; `max_unpool2d` takes codes and torch's int64
+indices alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from asegnet_fast.ops._checks import FLOATS, check_choice
+from asegnet_fast.ops.max_pool2x2 import exchange, op
+
+IntOrPair = int | Sequence[int]
+
+#: How positions are returned: a byte per window, or torch's int64 index in the plane.
+INDEX_FORMATS = ("code", "torch")
+
+
+def _pair(value: IntOrPair | None, default: tuple[int, int]) -> tuple[int, ...]:
+    # torch takes None and an empty sequence as "not given".
+    if value is None or (isinstance(value, Sequence) and len(value) == 0):
+        return default
+    if isinstance(value, Sequence):
+        return tuple(value) * 2 if len(value) == 1 else tuple(value)
+    return (value, value)
+
+
+def _is_fused(
+    kernel_size: IntOrPair, stride: IntOrPair | None, padding: IntOrPair, dilation: IntOrPair
+) -> bool:
+    kernel = _pair(kernel_size, (0, 0))
+    return (
+        kernel == (2, 2)
+        and _pair(stride, kernel) == (2, 2)
+        and _pair(padding, (0, 0)) == (0, 0)
+        and _pair(dilation, (1, 1)) == (1, 1)
+    )
+
+
+def _is_ours(x: object, ceil_mode: bool) -> bool:
+    """Whether the fused op takes this input; torch's own path takes the rest, its complaints included."""
+    if (
+        not isinstance(x, Tensor)
+        or x.layout != torch.strided
+        or x.dtype not in FLOATS
+        or x.dim() not in (3, 4)
+    ):
+        return False
+    least = 1 if ceil_mode else 2
+    return x.shape[-3] > 0 and x.shape[-2] >= least and x.shape[-1] >= least
+
+
+def max_pool2d_with_indices(
+    input: Tensor,
+    kernel_size: IntOrPair,
+    stride: IntOrPair | None = None,
+    padding: IntOrPair = 0,
+    dilation: IntOrPair = 1,
+    ceil_mode: bool = False,
+    return_indices: bool = True,
+    index_format: str = "code",
+) -> tuple[Tensor, Tensor]:
+    """Max-pool with positions; arguments as `torch.nn.functional.max_pool2d_with_indices`.
+
+    Kernel 2, stride 2, no padding, no dilation on a float map runs fused; all else is torch's own path.
+
+    Args:
+        index_format: "code": the fused path returns uint8 codes 0..3 (torch's own path returns int64 indices);
+            "torch": int64 indices always.
+
+    Returns:
+        (pooled, positions), both [..., h, w].
+
+    Equivalent to: ``torch.nn.functional.max_pool2d(..., return_indices=True)``.
+    """
+    check_choice("index_format", index_format, INDEX_FORMATS)
+    if not (_is_fused(kernel_size, stride, padding, dilation) and _is_ours(input, ceil_mode)):
+        return F.max_pool2d(input, kernel_size, stride, padding, dilation, ceil_mode, return_indices=True)
+    y, code = op.max_pool2x2(input, bool(ceil_mode))
+    return y, code if index_format == "code" else exchange.codes_to_indices(code, input.shape)
+
+
+def max_pool2d(
+    input: Tensor,
+    kernel_size: IntOrPair,
+    stride: IntOrPair | None = None,
+    padding: IntOrPair = 0,
+    dilation: IntOrPair = 1,
+    ceil_mode: bool = False,
+    return_indices: bool = False,
+    index_format: str = "code",
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Max-pool; arguments as `torch.nn.functional.max_pool2d`, `index_format` as `max_pool2d_with_indices`.
+
+    Equivalent to: ``torch.nn.functional.max_pool2d(...)``.
+    """
+    if return_indices:
+        return max_pool2d_with_indices(
+            input, kernel_size, stride, padding, dilation, ceil_mode, index_format=index_format
+        )
+    check_choice("index_format", index_format, INDEX_FORMATS)
+    if not (_is_fused(kernel_size, stride, padding, dilation) and _is_ours(input, ceil_mode)):
+        return F.max_pool2d(input, kernel_size, stride, padding, dilation, ceil_mode)
+    return op.max_pool2x2(input, bool(ceil_mode))[0]
+
+
+def max_unpool2d(
+    input: Tensor,
+    indices: Tensor,
+    kernel_size: IntOrPair,
+    stride: IntOrPair | None = None,
+    padding: IntOrPair = 0,
+    output_size: Sequence[int] | None = None,
+) -> Tensor:
+    """Undo a max-pool; arguments as `torch.nn.functional.max_unpool2d`.
+
+    Args:
+        input: [N, C, h, w] or [C, h, w].
+        indices: uint8 codes of a fused pool, or int64 indices of any pool; the shape of `input`.
+        output_size: None or a size whose last two entries count.
+
+    Raises:
+        RuntimeError: on the CPU, a code or index outside the map; or int64 indices that are all at most 3 although
+            there are 3 windows or more in a plane: somebody has cast codes to int64.
+
+    Equivalent to: ``torch.nn.functional.max_unpool2d(...)`` for indices; for codes the map is taken to be of the
+    size that was pooled.
+    """
+    plain = not (isinstance(input, Tensor) and isinstance(indices, Tensor)) or input.dtype not in FLOATS
+    if not plain and indices.dtype == torch.uint8:
+        if not _is_fused(kernel_size, stride, padding, 1):
+            raise ValueError(
+                "indices: expected int64 indices for kernel_size, stride, padding = "
+                f"{kernel_size}, {stride}, {padding}, got uint8 codes, which only a 2x2 pool with stride 2 makes"
+            )
+        return op.max_unpool2x2(input, indices, output_size)
+    if plain or indices.dtype != torch.int64 or input.shape != indices.shape or input.dim() not in (3, 4):
+        return F.max_unpool2d(input, indices, kernel_size, stride, padding, output_size)
+    kernel = _pair(kernel_size, (0, 0))
+    strides = _pair(stride, kernel)
+    if len(kernel) != 2 or len(strides) != 2 or 0 in input.shape:
+        return F.max_unpool2d(input, indices, kernel_size, stride, padding, output_size)
+    size = F._unpool_output_size(input, kernel, strides, _pair(padding, (0, 0)), _two_sides(output_size))
+    if _is_fused(kernel_size, stride, padding, 1):
+        _refuse_cast_codes(indices)
+    return op.max_unpool2d_indices(input, indices, size)
+
+
+def _two_sides(output_size: Sequence[int] | None) -> list[int] | None:
+    return None if output_size is None else list(output_size)[-2:]
+
+
+def _refuse_cast_codes(indices: Tensor) -> None:
+    # Three windows cannot all have their maximum among the first four positions of the plane.
+    if (
+        indices.device.type != "cpu"
+        or torch.compiler.is_compiling()
+        or indices.shape[-2] * indices.shape[-1] < 3
+    ):
+        return
+    if torch._C._functorch.maybe_current_level() is not None:
+        return
+    if int(indices.max()) <= 3:
+        raise RuntimeError(
+            "indices: expected positions in the unpooled plane, got int64 values that are all 0..3, as codes cast to "
+            "int64 are; pass the uint8 codes themselves, or asegnet_fast.codes_to_indices(code, input_size)"
+        )

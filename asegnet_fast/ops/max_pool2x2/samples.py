@@ -1,0 +1,63 @@
+"""Inputs that the contract runs this folder's ops on: odd, non-square, strided, empty, with ties and NaN."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from asegnet_fast.ops.max_pool2x2 import reference
+
+#: name -> shape of the full map
+SHAPES = {
+    "even": (2, 3, 4, 6),
+    "odd": (2, 5, 7, 5),
+    "single_window": (1, 2, 2, 3),
+    "one_channel": (3, 1, 6, 4),
+    "wide": (1, 17, 3, 70),
+    "empty_batch": (0, 3, 4, 6),
+}
+LAYOUTS = ("nchw", "channels_last", "strided", "expanded")
+
+
+def lay_out(t: Tensor, layout: str) -> Tensor:
+    """`t`'s values in another arrangement of memory."""
+    if layout == "channels_last":
+        return t.contiguous(memory_format=torch.channels_last)
+    if layout == "strided":  # every second column of a wider tensor
+        wide = torch.zeros((*t.shape[:-1], 2 * t.shape[-1]), dtype=t.dtype, device=t.device)
+        wide[..., ::2] = t
+        return wide[..., ::2]
+    if layout == "expanded":  # one image seen several times, stride 0
+        return t[:1].expand_as(t) if t.shape[0] else t
+    return t
+
+
+def inputs(
+    dtype: torch.dtype = torch.float32, device: str = "cpu", integers: bool = False
+) -> Iterator[tuple[str, tuple[Tensor, bool]]]:
+    """(name, (x, ceil_mode)) with many ties; the float samples also hold NaN, infinities and both zeros."""
+    for name, shape in SHAPES.items():
+        for layout in LAYOUTS:
+            for ceil_mode in (False, True):
+                g = torch.Generator().manual_seed(len(name) + 7 * ceil_mode)
+                x = torch.randint(-3, 4, shape, generator=g).to(torch.float64)
+                if not integers and x.numel():
+                    x = x + torch.where(
+                        torch.rand(shape, generator=g) < 0.5, torch.rand(shape, generator=g), 0.0
+                    )
+                    special = torch.tensor([float("nan"), float("inf"), -float("inf"), -0.0, 0.0])
+                    pick = torch.randint(0, 5, shape, generator=g)
+                    x = torch.where(torch.rand(shape, generator=g) < 0.2, special[pick].double(), x)
+                x = lay_out(x.to(device=device, dtype=dtype), layout)
+                yield f"{name}-{layout}{'-ceil' if ceil_mode else ''}", (x, ceil_mode)
+
+
+def unpool_inputs(dtype: torch.dtype = torch.float32, device: str = "cpu") -> Iterator[tuple[str, tuple]]:
+    """(name, (y, code, height, width)) for maps of all three sizes a pooled side may come from."""
+    for name, (x, ceil_mode) in inputs(dtype, device, integers=True):
+        y, code = reference.max_pool2x2(x, ceil_mode)
+        y = (y + 0.25).contiguous(memory_format=torch.channels_last) if "channels_last" in name else y + 0.25
+        code = code.contiguous(memory_format=torch.channels_last) if "channels_last" in name else code
+        yield name, (y, code, *x.shape[-2:])

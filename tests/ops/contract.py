@@ -1,0 +1,342 @@
+"""The contract that every op passes, once for all ops.
+
+A test module describes its op in an `Op` and calls `contract(op)` at module level:
+
+    globals().update(contract(Op(...)))
+
+which defines one test per point of the contract. The points:
+ 1. values against the reference in float64;  2. exact inputs bit for bit;  3. gradients against the reference;
+ 4. gradcheck and gradgradcheck in double;    5. torch.library.opcheck;     6. torch.compile(fullgraph=True);
+ 7. autocast;  8. deterministic mode with NaN-filled memory;  9. strided and zero-size inputs (they are among the
+ samples, and a test makes sure of it);      10. every wrong input names the argument, what was expected, what came.
+Also: the same bits for every number of threads, and torch.func transforms agree with the reference.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+import asegnet_fast as af
+from tests import tolerances
+
+HALVES = (torch.bfloat16, torch.float16)
+Case = tuple[str, tuple]
+
+
+@dataclass(frozen=True)
+class Op:
+    """One op as the contract sees it.
+
+    name: the dispatcher op. call: the function under test, taking a sample's arguments (it may be the public
+    function behind an adapter). reference: plain PyTorch, same arguments. samples(dtype, device): (name, args)
+    pairs. gradients_of: positions of the arguments that have a gradient. outputs: positions of the results that
+    are compared with tolerance; others must be equal. exact: whether results are selections or copies.
+    integers: samples whose sums are exact (point 2). small: names of samples for the slow points (4 to 7). smooth: moves a sample away
+    from kinks, infinities and ties, where a finite difference means nothing.
+    errors: (id, thunk, exception, the words that must appear).
+    """
+
+    name: str
+    call: Callable
+    reference: Callable
+    samples: Callable[..., Iterator[Case]]
+    gradients_of: Sequence[int]
+    errors: Sequence[tuple[str, Callable[[], Any], type[Exception], str]]
+    outputs: Sequence[int] = (0,)
+    exact: bool = False
+    integers: Callable[..., Iterator[Case]] | None = None
+    small: Sequence[str] = ()
+    smooth: Callable[[tuple], tuple] = lambda args: args
+    autocast: Callable[[], None] | None = None
+    dtypes: Sequence[torch.dtype] = (torch.float32, torch.float64, *HALVES)
+    gradient_dtypes: Sequence[torch.dtype] = field(default=(torch.float32, torch.float64, *HALVES))
+
+
+def as_tuple(value: Any) -> tuple:
+    return tuple(value) if isinstance(value, (tuple, list)) else (value,)
+
+
+def to_double(args: tuple) -> tuple:
+    def widen(a: Any) -> Any:
+        return a.detach().double() if isinstance(a, Tensor) and a.is_floating_point() else a
+
+    return pytree.tree_map(widen, args)
+
+
+def assert_close(got: Tensor, exact: Tensor, plain: Tensor | None, dtype: torch.dtype, what: str) -> None:
+    """`got` against float64 `exact`: by a relative tolerance, or against `plain`'s own error at a half dtype."""
+    assert got.shape == exact.shape, f"{what}: shape {tuple(got.shape)}, expected {tuple(exact.shape)}"
+    if got.numel() == 0:
+        return
+    got, exact = got.double(), exact.double()
+    assert torch.equal(got.isnan(), exact.isnan()), f"{what}: NaN in other places"
+    assert torch.equal(got.isposinf(), exact.isposinf()), f"{what}: +inf in other places"
+    assert torch.equal(got.isneginf(), exact.isneginf()), f"{what}: -inf in other places"
+    finite = exact.isfinite()
+    if not finite.any():
+        return
+    scale = exact[finite].abs().max().item()
+    error = (got - exact)[finite].abs().max().item()
+    if dtype in HALVES:
+        own = (plain.double() - exact)[finite].abs().nan_to_num(0.0, 0.0, 0.0).max().item()
+        allowed = tolerances.HALF_FACTOR * own + tolerances.ROUNDOFF[dtype] * scale
+    else:
+        allowed = tolerances.RELATIVE[dtype] * scale
+    assert error <= allowed, f"{what}: off by {error:.3g}, allowed {allowed:.3g} (scale {scale:.3g})"
+
+
+def layout(t: Tensor) -> tuple[int, ...]:
+    """The strides that mean something: those of sides longer than 1, in a tensor that is not empty."""
+    return (
+        tuple(stride for stride, size in zip(t.stride(), t.shape, strict=True) if size > 1)
+        if t.numel()
+        else ()
+    )
+
+
+def with_gradients(op: Op, args: tuple) -> tuple:
+    """The arguments, with those that have a gradient made leaves that keep their strides."""
+    args = list(args)
+    for i in op.gradients_of:
+        args[i] = args[i].detach().requires_grad_()
+    return tuple(args)
+
+
+def gradients(op: Op, call: Callable, args: tuple, grads: Sequence[Tensor]) -> tuple:
+    args = with_gradients(op, args)
+    results = as_tuple(call(*args))
+    wanted = [args[i] for i in op.gradients_of]
+    outs = [results[i] for i in op.outputs]
+    found = torch.autograd.grad(
+        outs, wanted, [g.to(o.dtype) for g, o in zip(grads, outs, strict=True)], allow_unused=True
+    )
+    return tuple(torch.zeros_like(w) if f is None else f for f, w in zip(found, wanted, strict=True))
+
+
+def random_grads(op: Op, results: tuple) -> list[Tensor]:
+    g = torch.Generator().manual_seed(1)
+    return [torch.randn(results[i].shape, generator=g, dtype=torch.float64) for i in op.outputs]
+
+
+def names_of(op: Op) -> list[str]:
+    return [name for name, _ in op.samples(torch.float32)]
+
+
+def sample(op: Op, name: str, dtype: torch.dtype = torch.float32) -> tuple:
+    return next(args for n, args in op.samples(dtype) if n == name)
+
+
+def contract(op: Op) -> dict[str, Callable]:
+    """One test function for each point, for a test module's globals()."""
+    tests: dict[str, Callable] = {}
+    names = names_of(op)
+    small = tuple(op.small) or tuple(names[:2])
+
+    def test(function: Callable) -> Callable:
+        tests[f"test_{op.name}_{function.__name__}"] = function
+        return function
+
+    @test
+    @pytest.mark.parametrize("dtype", op.dtypes, ids=str)
+    def values(dtype: torch.dtype) -> None:
+        for name, args in op.samples(dtype):
+            got, plain = as_tuple(op.call(*args)), as_tuple(op.reference(*args))
+            exact = as_tuple(op.reference(*to_double(args)))
+            for i, (g, p, e) in enumerate(zip(got, plain, exact, strict=True)):
+                what = f"{op.name}[{name}] result {i}"
+                assert g.dtype == p.dtype, f"{what}: {g.dtype}, expected {p.dtype}"
+                if op.exact or i not in op.outputs:
+                    assert torch.equal(g.double().nan_to_num(nan=7e9), p.double().nan_to_num(nan=7e9)), what
+                else:
+                    assert_close(g, e, p, dtype, what)
+
+    @test
+    @pytest.mark.parametrize("dtype", op.dtypes, ids=str)
+    def exact_inputs_bit_for_bit(dtype: torch.dtype) -> None:
+        source = op.integers or op.samples
+        for name, args in source(dtype):
+            got, plain = as_tuple(op.call(*args)), as_tuple(op.reference(*args))
+            for i, (g, p) in enumerate(zip(got, plain, strict=True)):
+                assert torch.equal(g.nan_to_num(nan=7.0), p.nan_to_num(nan=7.0)), (
+                    f"{op.name}[{name}] result {i}"
+                )
+
+    @test
+    @pytest.mark.parametrize("dtype", op.gradient_dtypes, ids=str)
+    def gradients_against_reference(dtype: torch.dtype) -> None:
+        for name, args in op.samples(dtype):
+            grads = random_grads(op, as_tuple(op.call(*args)))
+            grads = [g.to(dtype).double() for g in grads]  # the same values for every side
+            got = gradients(op, op.call, args, grads)
+            plain = gradients(op, op.reference, args, grads)
+            exact = gradients(op, op.reference, to_double(args), grads)
+            for i, g, p, e in zip(op.gradients_of, got, plain, exact, strict=True):
+                what = f"{op.name}[{name}] gradient of argument {i}"
+                assert g.dtype == args[i].dtype, f"{what}: {g.dtype}"
+                if op.exact:
+                    assert torch.equal(g, p), what
+                else:
+                    assert_close(g, e, p, dtype, what)
+
+    @test
+    @pytest.mark.parametrize("name", small)
+    def gradcheck(name: str) -> None:
+        args = with_gradients(op, op.smooth(to_double(sample(op, name))))
+        outs = lambda *a: tuple(as_tuple(op.call(*a))[i] for i in op.outputs)  # noqa: E731
+        assert torch.autograd.gradcheck(outs, args)
+        assert torch.autograd.gradgradcheck(outs, args)
+
+    @test
+    @pytest.mark.parametrize("name", small)
+    def opcheck(name: str) -> None:
+        handle = getattr(torch.ops.asegnet_fast, op.name).default
+        seen: list[tuple] = []
+
+        class Record(torch.utils._python_dispatch.TorchDispatchMode):
+            def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+                if func is handle:
+                    seen.append(args)
+                return func(*args, **(kwargs or {}))
+
+        with Record():
+            op.call(*op.smooth(to_double(sample(op, name))))
+        assert seen, f"{op.name} was not reached through the dispatcher"
+        args = [
+            a.clone().requires_grad_() if isinstance(a, Tensor) and a.is_floating_point() else a
+            for a in seen[0]
+        ]
+        torch.library.opcheck(handle, tuple(args))
+
+    @test
+    @pytest.mark.parametrize("name", small)
+    def compiles_in_one_graph(name: str) -> None:
+        args = sample(op, name)
+        compiled = torch.compile(op.call, fullgraph=True, backend="aot_eager")
+        for c, e in zip(as_tuple(compiled(*args)), as_tuple(op.call(*args)), strict=True):
+            assert torch.equal(c.nan_to_num(nan=7.0), e.nan_to_num(nan=7.0))
+        grads = random_grads(op, as_tuple(op.call(*args)))
+        for c, e in zip(
+            gradients(op, compiled, args, grads), gradients(op, op.call, args, grads), strict=True
+        ):
+            assert torch.equal(c, e)
+
+    @test
+    def autocast() -> None:
+        if op.autocast is not None:
+            op.autocast()
+            return
+        args = sample(op, small[0])
+        before = [r.dtype for r in as_tuple(op.call(*args))]
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert [r.dtype for r in as_tuple(op.call(*args))] == before
+
+    @test
+    def deterministic_mode_fills_no_hole() -> None:
+        for name, args in op.samples(torch.float32):
+            plain = as_tuple(op.call(*args))
+            grads = random_grads(op, plain)
+            before = (*plain, *gradients(op, op.call, args, grads))
+            torch.use_deterministic_algorithms(True)
+            try:
+                after = (*as_tuple(op.call(*args)), *gradients(op, op.call, args, grads))
+            finally:
+                torch.use_deterministic_algorithms(False)
+            for i, (b, a) in enumerate(zip(before, after, strict=True)):
+                assert torch.equal(b.nan_to_num(nan=7.0), a.nan_to_num(nan=7.0)), (
+                    f"{op.name}[{name}] tensor {i}"
+                )
+
+    @test
+    def samples_are_awkward_enough() -> None:
+        tensors = [
+            (name, a) for name, args in op.samples(torch.float32) for a in args if isinstance(a, Tensor)
+        ]
+        assert any(t.numel() == 0 for _, t in tensors), "no zero-size sample"
+        assert any(not t.is_contiguous() for _, t in tensors), "no non-contiguous sample"
+        assert any(t.dim() >= 2 and t.shape[-1] != t.shape[-2] for _, t in tensors), "only square samples"
+
+    @test
+    def non_contiguous_gradient() -> None:
+        for name in small:
+            args = sample(op, name)
+            results = as_tuple(op.call(*args))
+            ones = [torch.ones((), dtype=torch.float64).expand(results[i].shape) for i in op.outputs]
+            dense = [o.contiguous() for o in ones]
+            for a, b in zip(
+                gradients(op, op.call, args, ones), gradients(op, op.call, args, dense), strict=True
+            ):
+                assert torch.equal(a, b)
+
+    @test
+    def same_bits_for_any_number_of_threads() -> None:
+        before = torch.get_num_threads()
+        seen = []
+        try:
+            for threads in (1, 2, 3):
+                torch.set_num_threads(threads)
+                out = []
+                for _, args in op.samples(torch.float32):
+                    results = as_tuple(op.call(*args))
+                    out += [*results, *gradients(op, op.call, args, random_grads(op, results))]
+                seen.append(out)
+        finally:
+            torch.set_num_threads(before)
+        for other in seen[1:]:
+            for a, b in zip(seen[0], other, strict=True):
+                assert torch.equal(a.nan_to_num(nan=7.0), b.nan_to_num(nan=7.0))
+
+    @test
+    @pytest.mark.parametrize("name", small)
+    def transforms(name: str) -> None:
+        """jvp, vmap and forward-mode AD give the reference's numbers, not zeros."""
+        args = to_double(sample(op, name))
+        wanted = [args[i] for i in op.gradients_of]
+        outs = lambda f, *w: [  # noqa: E731
+            as_tuple(
+                f(
+                    *[
+                        w[list(op.gradients_of).index(i)] if i in op.gradients_of else a
+                        for i, a in enumerate(args)
+                    ]
+                )
+            )[j]
+            for j in op.outputs
+        ]
+        tangents = tuple(torch.randn_like(w) for w in wanted)
+        _, ours = torch.func.jvp(lambda *w: outs(op.call, *w), tuple(wanted), tangents)
+        _, theirs = torch.func.jvp(lambda *w: outs(op.reference, *w), tuple(wanted), tangents)
+        for a, b in zip(ours, theirs, strict=True):
+            assert torch.equal(a, b)
+        stacked = [torch.stack([w, w + 0.125]) for w in wanted]
+        batched = torch.func.vmap(lambda *w: outs(op.call, *w))(*stacked)
+        for k in range(2):
+            for a, b in zip(batched, outs(op.reference, *[s[k] for s in stacked]), strict=True):
+                torch.testing.assert_close(a[k], b, rtol=1e-12, atol=1e-12, equal_nan=True)
+
+    @test
+    def backends_agree() -> None:
+        for name, args in op.samples(torch.float32):
+            with af.use_backend("reference"):
+                plain = as_tuple(op.call(*args))
+            for i, (g, p) in enumerate(zip(as_tuple(op.call(*args)), plain, strict=True)):
+                assert layout(g) == layout(p), f"{op.name}[{name}] strides of result {i}"
+                torch.testing.assert_close(g, p, rtol=2e-5, atol=2e-5, equal_nan=True)
+
+    @test
+    @pytest.mark.parametrize("case", op.errors, ids=lambda c: c[0])
+    def wrong_input(case: tuple) -> None:
+        _, thunk, exception, words = case
+        with pytest.raises(exception) as caught:
+            thunk()
+        message = str(caught.value)
+        assert words in message, message
+        assert "expected" in message and "got" in message, message
+
+    return tests

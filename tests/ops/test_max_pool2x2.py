@@ -1,0 +1,235 @@
+"""max_pool2x2, max_unpool2x2 and max_unpool2d_indices: the contract, torch's own numbers, and known answers."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn import functional as F
+
+import asegnet_fast as af
+from asegnet_fast.ops.max_pool2x2 import op as pool_op
+from asegnet_fast.ops.max_pool2x2 import reference, samples
+from tests.ops.contract import Op, contract
+
+X = torch.zeros(1, 2, 4, 6)
+CODE = torch.zeros(1, 2, 2, 3, dtype=torch.uint8)
+Y = torch.zeros(1, 2, 2, 3)
+INDICES = torch.zeros(1, 2, 2, 3, dtype=torch.int64)
+
+
+def call_unpool(y, code, height, width):
+    return af.max_unpool2x2(y, code, (height, width))
+
+
+def call_unpool_indices(y, indices, height, width):
+    return pool_op.max_unpool2d_indices(y, indices, (height, width))
+
+
+def distinct(args):
+    """No two values closer than a finite difference's step, in the sample's own memory layout."""
+    x = args[0]
+    order = torch.randperm(x.numel(), generator=torch.Generator().manual_seed(5)).double().view(x.shape)
+    return (torch.empty_like(x).copy_(order / 8), *args[1:])
+
+
+def index_samples(dtype=torch.float32, device="cpu"):
+    """Pooled values with torch's indices; those of overlapping windows repeat."""
+    for name, (y, code, height, width) in samples.unpool_inputs(dtype, device):
+        yield name, (y, af.codes_to_indices(code, (height, width)), height, width)
+    x = torch.randint(-9, 9, (2, 3, 7, 9), generator=torch.Generator().manual_seed(3)).to(dtype)
+    yield "overlapping", (*F.max_pool2d(x, 3, stride=2, return_indices=True), 7, 9)
+
+
+def with_code(value, at=(0, 0, 0, 0)):
+    code = CODE.clone()
+    code[at] = value
+    return code
+
+
+globals().update(
+    contract(
+        Op(
+            name="max_pool2x2",
+            call=af.max_pool2x2,
+            reference=reference.max_pool2x2,
+            samples=samples.inputs,
+            gradients_of=(0,),
+            exact=True,
+            small=("even-nchw", "odd-channels_last", "odd-nchw-ceil"),
+            smooth=distinct,
+            errors=[
+                ("not a tensor", lambda: af.max_pool2x2([1.0]), TypeError, "x"),
+                ("integers", lambda: af.max_pool2x2(X.int()), TypeError, "x"),
+                ("2-D", lambda: af.max_pool2x2(X[0, 0]), ValueError, "x"),
+                ("too low", lambda: af.max_pool2x2(X[:, :, :1]), ValueError, "x"),
+                ("no channel", lambda: af.max_pool2x2(X[:, :0]), ValueError, "x"),
+                ("sparse", lambda: af.max_pool2x2(X.to_sparse()), TypeError, "x"),
+            ],
+        )
+    )
+)
+globals().update(
+    contract(
+        Op(
+            name="max_unpool2x2",
+            call=call_unpool,
+            reference=reference.max_unpool2x2,
+            samples=samples.unpool_inputs,
+            gradients_of=(0,),
+            exact=True,
+            small=("even-nchw", "odd-channels_last", "odd-nchw-ceil"),
+            errors=[
+                ("code dtype", lambda: af.max_unpool2x2(Y, CODE.int()), TypeError, "code"),
+                ("code int64", lambda: af.max_unpool2x2(Y, INDICES), TypeError, "code"),
+                ("code shape", lambda: af.max_unpool2x2(Y, CODE[..., :2]), ValueError, "code"),
+                ("y dtype", lambda: af.max_unpool2x2(Y.int(), CODE), TypeError, "y"),
+                ("size too small", lambda: af.max_unpool2x2(Y, CODE, (2, 6)), ValueError, "output_size"),
+                ("size too large", lambda: af.max_unpool2x2(Y, CODE, (4, 8)), ValueError, "output_size"),
+                ("size not ints", lambda: af.max_unpool2x2(Y, CODE, ("4", "6")), TypeError, "output_size"),
+                ("size one number", lambda: af.max_unpool2x2(Y, CODE, 4), TypeError, "output_size"),
+                (
+                    "code above 3",
+                    lambda: af.max_unpool2x2(Y, with_code(4, (0, 1, 1, 2))),
+                    RuntimeError,
+                    "code",
+                ),
+                (
+                    "code says where",
+                    lambda: af.max_unpool2x2(Y, with_code(255, (0, 1, 1, 2))),
+                    RuntimeError,
+                    "[0, 1, 1, 2]",
+                ),
+                (
+                    "code below the map",
+                    lambda: af.max_unpool2x2(Y, with_code(2, (0, 0, 1, 0)), (3, 6)),
+                    RuntimeError,
+                    "code",
+                ),
+                (
+                    "code right of the map",
+                    lambda: af.max_unpool2x2(Y, with_code(1, (0, 0, 0, 2)), (4, 5)),
+                    RuntimeError,
+                    "code",
+                ),
+            ],
+        )
+    )
+)
+globals().update(
+    contract(
+        Op(
+            name="max_unpool2d_indices",
+            call=call_unpool_indices,
+            reference=reference.max_unpool2d_indices,
+            samples=index_samples,
+            gradients_of=(0,),
+            exact=True,
+            small=("even-nchw", "odd-channels_last"),
+            errors=[
+                ("dtype", lambda: call_unpool_indices(Y, CODE, 4, 6), TypeError, "indices"),
+                ("shape", lambda: call_unpool_indices(Y, INDICES[:, :1], 4, 6), ValueError, "indices"),
+                ("too large", lambda: call_unpool_indices(Y, INDICES + 24, 4, 6), RuntimeError, "indices"),
+                ("negative", lambda: call_unpool_indices(Y, INDICES - 1, 4, 6), RuntimeError, "indices"),
+                ("huge", lambda: call_unpool_indices(Y, INDICES + 2**62, 4, 6), RuntimeError, "indices"),
+            ],
+        )
+    )
+)
+
+
+def test_known_answer():
+    x = torch.tensor([[1.0, 2.0, 5.0, 5.0, 0.0], [4.0, 3.0, 5.0, 5.0, 0.0], [9.0, 9.0, 9.0, 9.0, 9.0]])[
+        None, None
+    ]
+    y, code = af.max_pool2x2(x)
+    assert y.tolist() == [[[[4.0, 5.0]]]]
+    assert code.tolist() == [[[[2, 0]]]]
+    assert af.max_unpool2x2(y, code, x.shape).tolist() == [
+        [[[0, 0, 5, 0, 0], [4, 0, 0, 0, 0], [0, 0, 0, 0, 0]]]
+    ]
+    assert af.max_unpool2x2(y, code, (2, 3)).tolist() == [[[[0, 0, 5], [4, 0, 0]]]]
+
+
+@pytest.mark.parametrize("bad", [4, 17, 255])
+def test_a_bad_code_reads_nothing_in_backward(bad):
+    with pytest.raises(RuntimeError, match="code"):
+        torch.ops.asegnet_fast.max_unpool2x2_backward(X, with_code(bad))
+
+
+def test_a_bad_index_reads_nothing_in_backward():
+    with pytest.raises(RuntimeError, match="indices"):
+        torch.ops.asegnet_fast.max_unpool2d_indices_backward(X, INDICES + 10**12)
+
+
+def test_unpool_runs_where_torch_refuses():
+    torch.use_deterministic_algorithms(True)
+    try:
+        assert af.max_unpool2x2(Y + 1, CODE).sum() == Y.numel()
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+@st.composite
+def maps(draw):
+    shape = draw(st.tuples(*(st.integers(low, high) for low, high in ((1, 3), (1, 20), (2, 9), (2, 9)))))
+    seed = draw(st.integers(0, 2**31))
+    dtype = draw(st.sampled_from((torch.float32, torch.float64, torch.bfloat16, torch.float16)))
+    g = torch.Generator().manual_seed(seed)
+    few = torch.tensor([0.0, -0.0, 1.0, -1.0, float("nan"), float("inf"), -float("inf"), 2.5])
+    x = few[torch.randint(0, draw(st.integers(1, 8)), shape, generator=g)].to(dtype)
+    if draw(st.booleans()):
+        x = x.contiguous(memory_format=torch.channels_last)
+    if draw(st.booleans()):
+        x = x.transpose(2, 3)
+    return x, draw(st.booleans())
+
+
+def bits(t):
+    """Equal exactly when every bit is, NaNs of any payload counting as one."""
+    return torch.where(t.isnan(), torch.full_like(t, 12345.0), t), t.isnan() | torch.signbit(t)
+
+
+@settings(max_examples=150, deadline=None)
+@given(maps())
+def test_every_bit_as_torch(case):
+    x, ceil_mode = case
+    x.requires_grad_()
+    y, code = af.max_pool2x2(x, ceil_mode)
+    y_torch, indices = F.max_pool2d(x, 2, ceil_mode=ceil_mode, return_indices=True)
+    for ours, theirs in zip(bits(y), bits(y_torch), strict=True):
+        assert torch.equal(ours, theirs)
+    assert torch.equal(af.codes_to_indices(code, x.shape), indices)
+    assert torch.equal(af.indices_to_codes(indices, x.shape), code)
+    grad = torch.randn(y.shape).to(y.dtype)
+    assert torch.equal(*(torch.autograd.grad(out, x, grad)[0] for out in (y, y_torch)))
+    y = y.detach()
+    full = af.max_unpool2x2(y, code, x.shape)
+    for ours, theirs in zip(
+        bits(full), bits(F.max_unpool2d(y, indices, 2, output_size=x.shape)), strict=True
+    ):
+        assert torch.equal(ours, theirs)
+    assert torch.equal(bits(pool_op.max_unpool2d_indices(y, indices, x.shape))[0], bits(full)[0])
+
+
+@pytest.mark.parametrize(
+    "layout", [torch.contiguous_format, torch.channels_last], ids=["nchw", "channels_last"]
+)
+def test_layout_is_kept(layout):
+    x = torch.randn(2, 3, 4, 6).contiguous(memory_format=layout)
+    y, code = af.max_pool2x2(x)
+    full = af.max_unpool2x2(y, code)
+    assert all(t.is_contiguous(memory_format=layout) for t in (y, code, full))
+
+
+def test_without_a_batch():
+    x = torch.randn(3, 5, 4)
+    y, code = af.max_pool2x2(x)
+    assert torch.equal(y, F.max_pool2d(x, 2))
+    assert af.max_unpool2x2(y, code, (5, 4)).shape == x.shape
+
+
+def test_indices_that_do_not_fit_are_refused():
+    with pytest.raises(RuntimeError, match="indices"):
+        af.indices_to_codes(torch.tensor([[[[0, 1]]]]), (2, 4))
+    with pytest.raises(RuntimeError, match="code"):
+        af.codes_to_indices(torch.tensor([[[[7]]]], dtype=torch.uint8))

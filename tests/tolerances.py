@@ -1,0 +1,15 @@
+"""How far a kernel may be from the float64 reference, and why."""
+
+import torch
+
+#: Selections and copies: no arithmetic happens, so every bit must agree.
+EXACT = 0.0
+
+#: float32 and float64 sums: relative to the largest magnitude in the result. Kernels add in another order
+#: than the reference; blocks of a few hundred terms keep the error near the unit roundoff times ten.
+RELATIVE = {torch.float32: 2e-5, torch.float64: 1e-12}
+
+#: Half results are compared with plain PyTorch at the same dtype: ours may err at most this many times as much
+#: as it does, plus one unit roundoff of the result's scale (both round the same exact value once).
+HALF_FACTOR = 2.0
+ROUNDOFF = {torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}
