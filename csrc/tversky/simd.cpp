@@ -152,6 +152,14 @@ INLINE void write_row(const T* __restrict from, S* __restrict to, int64_t stride
   }
 }
 
+template <class S, class T>
+INLINE void write_pairs(const T* __restrict first, const T* __restrict second, S* __restrict to, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) {
+    to[2 * i] = from_acc<S>(first[i]);
+    to[2 * i + 1] = from_acc<S>(second[i]);
+  }
+}
+
 // The label where it is a class that counts, else -1. Returns whether a label was undefined.
 template <class L, class I>
 INLINE bool read_label_row(const L* __restrict from, int64_t stride, I* __restrict to, int64_t count,
@@ -241,11 +249,18 @@ template <class S, class T>
 void write_gradient(const Problem& p, const Logits& x, int64_t image, int64_t begin, int64_t count,
                     Planes<T> planes) {
   S* const base = static_cast<S*>(x.data) + image * x.image_stride;
+  const int64_t step = x.strides[p.pixels.axes - 1];
+  if (p.channels == 2 && x.channel_stride == 1 && step == 2) {  // channels_last: whole pairs, side by side
+    for_rows(p.pixels, x.strides, begin, begin + count, [&](int64_t offset, int64_t at, int64_t n) {
+      write_pairs(planes[0] + at, planes[1] + at, base + offset, n);
+    });
+    return;
+  }
   const T* const first = p.channels == 1 ? planes[1] : planes[0];
   for (int64_t c = 0; c < p.channels; ++c) {
     const T* const plane = first + c * planes.stride;
     for_rows(p.pixels, x.strides, begin, begin + count, [&](int64_t offset, int64_t at, int64_t n) {
-      write_row(plane + at, base + c * x.channel_stride + offset, x.strides[p.pixels.axes - 1], n);
+      write_row(plane + at, base + c * x.channel_stride + offset, step, n);
     });
   }
 }
