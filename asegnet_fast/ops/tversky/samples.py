@@ -13,6 +13,9 @@ IGNORED = 100
 
 #: name -> (logits' shape, label dtype)
 SHAPES = {
+    "tiny": ((2, 2, 1, 3), torch.int64),
+    "tiny_one_channel": ((1, 1, 2, 3), torch.int64),
+    "tiny_three_classes": ((1, 3, 2, 3), torch.uint8),
     "two_classes": ((2, 2, 5, 7), torch.int64),
     "one_channel": ((3, 1, 6, 5), torch.bool),
     "five_classes": ((2, 5, 3, 9), torch.uint8),
@@ -60,9 +63,10 @@ def inputs(dtype: torch.dtype = torch.float32, device: str = "cpu") -> Iterator[
             yield f"{name}-{layout}", (logits, target.to(device), IGNORED if ignored else None)
     g = torch.Generator().manual_seed(5)
     target = labels((2, 4, 5), 3, torch.int64, g, True).to(device)
-    saturated = 1e4 * torch.randn((2, 3, 4, 5), generator=g, dtype=torch.float64)
+    with_nan = torch.randn((2, 3, 4, 5), generator=g, dtype=torch.float64)
+    # Some pixels stay moderate: among saturated ones alone the gradient is 1e-100, noise in any reference.
+    saturated = torch.where(torch.rand((2, 1, 4, 5), generator=g) < 0.5, 1e4, 1.0) * with_nan
     yield "saturated", (saturated.to(device=device, dtype=dtype), target, IGNORED)
-    with_nan = saturated / 1e4
     with_nan[0, 1, 2, 3] = with_nan[1, 0, 0, 0] = float("nan")
     target[1, 0, 0] = IGNORED  # a NaN that is ignored, and one that is not
     yield "nan", (with_nan.to(device=device, dtype=dtype), target, IGNORED)
@@ -99,20 +103,21 @@ def class_weights(classes: int, dtype: torch.dtype, device: str) -> Tensor:
 
 
 def loss_inputs(dtype: torch.dtype = torch.float32, device: str = "cpu") -> Iterator[tuple[str, tuple]]:
-    """(name, arguments of the op region_loss): each input with each kind of loss, half of them weighted."""
+    """(name, arguments of the op region_loss): each kind of loss in one layout, the others taking turns."""
+    kinds = list(OPTIONS)
     for i, (name, (logits, target, ignore_index)) in enumerate(inputs(dtype, device)):
-        for j, (kind, options) in enumerate(OPTIONS.items()):
-            if name.startswith("large") and kind not in ("focal", "generalized", "cross_entropy"):
-                continue
+        every = name.startswith("tiny") or name in ("two_classes-contiguous", "five_classes-channels_last", "saturated")
+        for j, kind in enumerate(kinds if every else (kinds[i % len(kinds)],)):
             weight = class_weights(max(logits.shape[1], 2), dtype, device) if (i + j) % 2 else None
-            yield f"{name}-{kind}", (logits, target, weight, ignore_index, *options)
+            yield f"{name}-{kind}", (logits, target, weight, ignore_index, *OPTIONS[kind])
 
 
 def exact_loss_inputs(dtype: torch.dtype = torch.float32, device: str = "cpu") -> Iterator[tuple[str, tuple]]:
-    """Perfect and perfectly wrong predictions, whose Tversky losses and cross-entropy are exact numbers."""
+    """Perfect and perfectly wrong predictions; with an eps that vanishes beside 1 their losses are exact numbers."""
     for name, (logits, target, ignore_index) in exact_inputs(dtype, device):
         for kind in ("tversky", "focal", "cross_entropy"):
-            yield f"{name}-{kind}", (logits, target, None, ignore_index, *OPTIONS[kind])
+            loss, alpha, beta, gamma, _, *reduction = OPTIONS[kind]
+            yield f"{name}-{kind}", (logits, target, None, ignore_index, loss, alpha, beta, gamma, 1e-30, *reduction)
 
 
 def sums_inputs(dtype: torch.dtype = torch.float32, device: str = "cpu") -> Iterator[tuple[str, tuple]]:
