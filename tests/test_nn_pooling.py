@@ -58,7 +58,7 @@ def test_pool_as_torch(config, shape, dtype):
 def test_unpool_as_torch(config, shape, with_size):
     x = torch.randn(shape)
     y, indices = F.max_pool2d(x, **config, return_indices=True)
-    size = x.shape if with_size else None
+    size = (x.shape if x.dim() == 4 else x.shape[-2:]) if with_size else None
     ours, theirs = af.nn.MaxUnpool2d(**config), nn.MaxUnpool2d(**config)
     assert repr(ours) == repr(theirs)
     try:

@@ -98,7 +98,8 @@ def use_reference(op: str, tensor: Tensor) -> bool:
         )
     if not has_native(op, device_type):
         raise RuntimeError(
-            f"backend 'native': expected a native kernel for {op} on {device_type}, got none: {_why_not_native(device_type)}"
+            f"backend 'native': expected a native kernel for {op} on {device_type}, "
+            f"got none: {_why_not_native(device_type)}"
         )
     return False
 

@@ -1,5 +1,7 @@
 // Tensors in, tensors out: layouts, threads over rows of windows, and the words of an error.
+#include <algorithm>
 #include <atomic>
+#include <cstring>
 
 #include "common/tensor.h"
 #include "max_pool2x2/kernels.h"
@@ -161,12 +163,99 @@ Tensor unpool_backward(const Tensor& grad_in, const Tensor& code_in) {
   return out;
 }
 
+// ---- torch's int64 indices -------------------------------------------------------------------------------
+
+// Element strides of plane (n, c) and of a position within it.
+struct Planes {
+  Dims d;
+  bool channels_last;
+  int64_t start(int64_t n, int64_t c) const {
+    return channels_last ? n * d.c * d.h * d.w + c : (n * d.c + c) * d.h * d.w;
+  }
+  int64_t step() const { return channels_last ? d.c : 1; }
+};
+
+// Calls f(plane of the small map, plane of the large one, threads' flag) for every plane; raises on a bad index.
+template <class F>
+void for_planes(const Planes& small, const Planes& large, const Tensor& indices, const F& f) {
+  const auto* index = static_cast<const int64_t*>(indices.const_data_ptr());
+  const int64_t count = small.d.h * small.d.w, size = large.d.h * large.d.w;
+  std::atomic<int64_t> bad{-1};
+  parallel_for(0, small.d.n * small.d.c, grain(size), [&](int64_t begin, int64_t end) {
+    for (int64_t plane = begin; plane < end; ++plane) {
+      const int64_t n = plane / small.d.c, c = plane % small.d.c;
+      const int64_t from = small.start(n, c), to = large.start(n, c);
+      for (int64_t i = 0; i < count; ++i) {
+        const int64_t at = from + i * small.step();
+        if (index[at] < 0 || index[at] >= size) {
+          bad = at;
+        } else {
+          f(at, to + index[at] * large.step());
+        }
+      }
+    }
+  });
+  if (bad >= 0) fail("indices", "positions 0.." + std::to_string(size - 1) + " in the unpooled plane", index[bad.load()]);
+}
+
+template <class F>
+void with_element_type(int log2_size, const F& f) {
+  switch (log2_size) {
+    case 0: return f(uint8_t{});
+    case 1: return f(uint16_t{});
+    case 2: return f(uint32_t{});
+    default: return f(uint64_t{});
+  }
+}
+
+void check_indices(const Tensor& indices, const Dims& pooled) {
+  check(indices.scalar_type() == ScalarType::Long, "indices", "dtype int64", "another dtype");
+  check(dims4(indices, "indices") == pooled, "indices", "the shape of the pooled map", shape_string(indices));
+}
+
+// (y [N, C, h, w], indices, H, W) -> [N, C, H, W]; of equal indices the last counts: a plane is one thread's.
+Tensor unpool_indices(const Tensor& y_in, const Tensor& indices_in, int64_t height, int64_t width) {
+  const Dims pooled = dims4(y_in, "y");
+  check_indices(indices_in, pooled);
+  check(height >= 0 && width >= 0, "output_size", "sides of at least 0", std::min(height, width));
+  const bool channels_last = is_channels_last(y_in);
+  const Tensor y = dense(y_in, channels_last), indices = dense(indices_in, channels_last);
+  const Dims full{pooled.n, pooled.c, height, width};
+  Tensor out = empty4(full, y.scalar_type(), y, channels_last);
+  torch::stable::zero_(out);
+  with_element_type(log2_element_size(y), [&]<class T>(T) {
+    const auto* py = static_cast<const T*>(y.const_data_ptr());
+    auto* pout = static_cast<T*>(out.mutable_data_ptr());
+    for_planes({pooled, channels_last}, {full, channels_last}, indices,
+               [&](int64_t at, int64_t target) { pout[target] = py[at]; });
+  });
+  return out;
+}
+
+// (grad [N, C, H, W], indices [N, C, h, w]) -> grad read at the indices
+Tensor unpool_indices_backward(const Tensor& grad_in, const Tensor& indices_in) {
+  const Dims full = dims4(grad_in, "grad"), pooled = dims4(indices_in, "indices");
+  check_indices(indices_in, {full.n, full.c, pooled.h, pooled.w});
+  const bool channels_last = is_channels_last(indices_in);
+  const Tensor grad = dense(grad_in, channels_last), indices = dense(indices_in, channels_last);
+  Tensor out = empty4(pooled, grad.scalar_type(), grad, channels_last);
+  with_element_type(log2_element_size(grad), [&]<class T>(T) {
+    const auto* pgrad = static_cast<const T*>(grad.const_data_ptr());
+    auto* pout = static_cast<T*>(out.mutable_data_ptr());
+    for_planes({pooled, channels_last}, {full, channels_last}, indices,
+               [&](int64_t at, int64_t source) { pout[at] = pgrad[source]; });
+  });
+  return out;
+}
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(asegnet_fast, CPU, m) {
   m.impl("max_pool2x2", TORCH_BOX(&pool));
   m.impl("max_unpool2x2", TORCH_BOX(&unpool));
   m.impl("max_unpool2x2_backward", TORCH_BOX(&unpool_backward));
+  m.impl("max_unpool2d_indices", TORCH_BOX(&unpool_indices));
+  m.impl("max_unpool2d_indices_backward", TORCH_BOX(&unpool_indices_backward));
 }
 
 }  // namespace asegnet::max_pool2x2

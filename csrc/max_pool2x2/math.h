@@ -3,34 +3,46 @@
 
 #include <cstdint>
 
-#include "common/half.h"
 #include "common/host_device.h"
 
 namespace asegnet::max_pool2x2 {
 
-// How values are compared: floats as themselves, halves as sortable 16-bit integers. Halves then need no
-// conversion and fill twice the lanes; both zeros map to 0 and every NaN to the largest key.
-ASEGNET_HOST_DEVICE float order(float v) { return v; }
-ASEGNET_HOST_DEVICE double order(double v) { return v; }
-template <int kInfinity>
-ASEGNET_HOST_DEVICE int16_t order_bits(uint16_t bits) {
-  const int16_t magnitude = static_cast<int16_t>(bits & 0x7fff);
-  const int16_t key = static_cast<int16_t>(bits >> 15 ? -magnitude : magnitude);
-  return magnitude > kInfinity ? int16_t{0x7fff} : key;
-}
-ASEGNET_HOST_DEVICE int16_t order(BFloat16 v) { return order_bits<0x7f80>(v.bits); }
-ASEGNET_HOST_DEVICE int16_t order(Float16 v) { return order_bits<0x7c00>(v.bits); }
-
-ASEGNET_HOST_DEVICE bool is_nan(float v) { return v != v; }
-ASEGNET_HOST_DEVICE bool is_nan(double v) { return v != v; }
-ASEGNET_HOST_DEVICE bool is_nan(int16_t key) { return key == 0x7fff; }
-
 // torch's rule: a later element wins when it is greater, or when it is NaN. So the first of equal elements
 // and the last NaN win, and a window of -inf alone has position 0.
-template <class Key>
-ASEGNET_HOST_DEVICE bool wins(Key candidate, Key best) {
-  return (candidate > best) | is_nan(candidate);
-}
+//
+// How stored values are compared: floats as themselves, halves as sortable 16-bit integers. Halves then need no
+// conversion and fill twice the lanes; both zeros map to 0 and every NaN to the largest key.
+template <class T>
+struct ByValue {
+  using Stored = T;
+  using Position = uint8_t;
+  static ASEGNET_HOST_DEVICE T key(T v) { return v; }
+  static ASEGNET_HOST_DEVICE bool wins(T candidate, T best) { return (candidate > best) | (candidate != candidate); }
+  template <class V>
+  static ASEGNET_HOST_DEVICE V select(bool mask, V yes, V no) { return mask ? yes : no; }
+};
+// Masks are all-ones words and selection is arithmetic: g++ 12 vectorises no 16-bit selection by bool.
+template <int kInfinity>  // the bits of +infinity
+struct ByBits {
+  using Stored = uint16_t;
+  using Position = uint16_t;
+  static ASEGNET_HOST_DEVICE int16_t mask(bool b) { return static_cast<int16_t>(-static_cast<int16_t>(b)); }
+  static ASEGNET_HOST_DEVICE int16_t key(uint16_t bits) {
+    const int16_t magnitude = static_cast<int16_t>(bits & 0x7fff);
+    const int16_t sign = static_cast<int16_t>(static_cast<int16_t>(bits) >> 15);
+    const int16_t ordered = static_cast<int16_t>((magnitude ^ sign) - sign);
+    return select(mask(magnitude > kInfinity), int16_t{0x7fff}, ordered);
+  }
+  static ASEGNET_HOST_DEVICE int16_t wins(int16_t candidate, int16_t best) {
+    return static_cast<int16_t>(mask(candidate > best) | mask(candidate == 0x7fff));
+  }
+  template <class V>
+  static ASEGNET_HOST_DEVICE V select(int16_t mask, V yes, V no) {
+    return static_cast<V>((yes & mask) | (no & ~mask));
+  }
+};
+using OrderBFloat16 = ByBits<0x7f80>;
+using OrderFloat16 = ByBits<0x7c00>;
 
 // Position inside a window, 2*dy + dx.
 ASEGNET_HOST_DEVICE bool is_code(uint8_t code) { return code < 4; }

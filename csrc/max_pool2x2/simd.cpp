@@ -12,63 +12,69 @@ struct Window {  // the four elements under one window, columns `step` apart, el
   const T *a, *b, *c, *d;
 };
 
-// One run of windows whose four inputs advance by `stride` elements each.
-template <int kStride, class T>
+// One run of windows whose four inputs advance by `kStride` elements each.
+template <class Order, int kStride, class T>
 void pool_run(Window<T> in, T* __restrict y, uint8_t* __restrict code, int64_t count) {
   for (int64_t i = 0; i < count; ++i) {
     const T va = in.a[i * kStride], vb = in.b[i * kStride], vc = in.c[i * kStride], vd = in.d[i * kStride];
-    auto best = order(va);
-    T value = va;
-    uint8_t position = 0;
-    const auto ob = order(vb), oc = order(vc), od = order(vd);
-    const bool wb = wins(ob, best);
-    best = wb ? ob : best, value = wb ? vb : value, position = wb ? 1 : position;
-    const bool wc = wins(oc, best);
-    best = wc ? oc : best, value = wc ? vc : value, position = wc ? 2 : position;
-    const bool wd = wins(od, best);
-    value = wd ? vd : value, position = wd ? 3 : position;
-    y[i] = value;
-    code[i] = position;
+    using P = typename Order::Position;
+    const auto ka = Order::key(va), kb = Order::key(vb), kc = Order::key(vc), kd = Order::key(vd);
+    const auto wb = Order::wins(kb, ka);
+    const auto best_b = Order::select(wb, kb, ka);
+    const auto wc = Order::wins(kc, best_b);
+    const auto wd = Order::wins(kd, Order::select(wc, kc, best_b));
+    y[i] = Order::select(wd, vd, Order::select(wc, vc, Order::select(wb, vb, va)));
+    code[i] = static_cast<uint8_t>(Order::select(wd, P{3}, Order::select(wc, P{2}, Order::select(wb, P{1}, P{0}))));
   }
 }
 
 // A window at the edge that has fewer than four elements.
-template <class T>
+template <class Order, class T>
 void pool_edge(const T* row0, const T* row1, bool second, T* y, uint8_t* code, int64_t inner) {
   for (int64_t i = 0; i < inner; ++i) {
     T value = row0[i];
     uint8_t position = 0;
-    if (second && wins(order(row0[inner + i]), order(value))) value = row0[inner + i], position = 1;
-    if (row1 && wins(order(row1[i]), order(value))) value = row1[i], position = 2;
-    if (row1 && second && wins(order(row1[inner + i]), order(value))) value = row1[inner + i], position = 3;
+    const auto consider = [&](const T* row, int64_t at, uint8_t here) {
+      if (Order::wins(Order::key(row[at]), Order::key(value))) value = row[at], position = here;
+    };
+    if (second) consider(row0, inner + i, 1);
+    if (row1) consider(row1, i, 2);
+    if (row1 && second) consider(row1, inner + i, 3);
     y[i] = value;
     code[i] = position;
   }
 }
 
-template <class T>
+// Windows of a row that have all four elements.
+int64_t whole_windows(const void* row1, Row r) {
+  return row1 ? (r.width < 2 * r.pooled ? r.pooled - 1 : r.pooled) : 0;
+}
+
+template <class Order>
 void pool(const void* p0, const void* p1, void* py, uint8_t* code, Row r) {
+  using T = typename Order::Stored;
   const T* row0 = static_cast<const T*>(p0);
   const T* row1 = static_cast<const T*>(p1);
   T* y = static_cast<T*>(py);
-  const int64_t whole = row1 ? (r.width < 2 * r.pooled ? r.pooled - 1 : r.pooled) : 0;
+  const int64_t whole = whole_windows(row1, r);
   if (r.inner == 1) {
-    pool_run<2, T>({row0, row0 + 1, row1, row1 + 1}, y, code, whole);
+    pool_run<Order, 2, T>({row0, row0 + 1, row1, row1 + 1}, y, code, whole);
   } else {
     for (int64_t j = 0; j < whole; ++j) {
       const T *top = row0 + 2 * j * r.inner, *bottom = row1 + 2 * j * r.inner;
-      pool_run<1, T>({top, top + r.inner, bottom, bottom + r.inner}, y + j * r.inner, code + j * r.inner, r.inner);
+      pool_run<Order, 1, T>({top, top + r.inner, bottom, bottom + r.inner}, y + j * r.inner, code + j * r.inner,
+                            r.inner);
     }
   }
   for (int64_t j = whole; j < r.pooled; ++j) {
     const int64_t at = 2 * j * r.inner;
-    pool_edge(row0 + at, row1 ? row1 + at : nullptr, 2 * j + 1 < r.width, y + j * r.inner, code + j * r.inner,
-              r.inner);
+    pool_edge<Order>(row0 + at, row1 ? row1 + at : nullptr, 2 * j + 1 < r.width, y + j * r.inner,
+                     code + j * r.inner, r.inner);
   }
 }
 
 // Writes the four places of a run of windows: the value where the code says, zero elsewhere.
-template <int kStride, class T>
+template <class T>
 uint8_t unpool_run(const T* __restrict y, const uint8_t* __restrict code, T* __restrict a, T* __restrict b,
                    T* __restrict c, T* __restrict d, int64_t count) {
   uint8_t seen = 0;
@@ -76,10 +82,10 @@ uint8_t unpool_run(const T* __restrict y, const uint8_t* __restrict code, T* __r
     const T value = y[i];
     const uint8_t k = code[i];
     seen |= k;
-    a[i * kStride] = k == 0 ? value : T{0};
-    b[i * kStride] = k == 1 ? value : T{0};
-    c[i * kStride] = k == 2 ? value : T{0};
-    d[i * kStride] = k == 3 ? value : T{0};
+    a[i] = k == 0 ? value : T{0};
+    b[i] = k == 1 ? value : T{0};
+    c[i] = k == 2 ? value : T{0};
+    d[i] = k == 3 ? value : T{0};
   }
   return seen;
 }
@@ -120,7 +126,7 @@ bool unpool(const void* py, const uint8_t* code, void* p0, void* p1, Row r) {
   const T* y = static_cast<const T*>(py);
   T* row0 = static_cast<T*>(p0);
   T* row1 = static_cast<T*>(p1);
-  const int64_t whole = row1 ? (r.width < 2 * r.pooled ? r.pooled - 1 : r.pooled) : 0;
+  const int64_t whole = whole_windows(row1, r);
   uint8_t seen = 0;
   bool ok = true;
   if (r.inner == 1) {
@@ -128,7 +134,7 @@ bool unpool(const void* py, const uint8_t* code, void* p0, void* p1, Row r) {
   } else {
     for (int64_t j = 0; j < whole; ++j) {
       T *top = row0 + 2 * j * r.inner, *bottom = row1 + 2 * j * r.inner;
-      seen |= unpool_run<1>(y + j * r.inner, code + j * r.inner, top, top + r.inner, bottom, bottom + r.inner,
+      seen |= unpool_run(y + j * r.inner, code + j * r.inner, top, top + r.inner, bottom, bottom + r.inner,
                             r.inner);
     }
   }
@@ -150,8 +156,9 @@ uint8_t gather_run(Window<T> in, const uint8_t* __restrict code, T* __restrict g
   for (int64_t i = 0; i < count; ++i) {
     const uint8_t k = code[i];
     seen |= k;
-    const T top = k == 0 ? in.a[i * kStride] : in.b[i * kStride];
-    const T bottom = k == 2 ? in.c[i * kStride] : in.d[i * kStride];
+    // All four are read, so that no load hangs on a condition.
+    const T va = in.a[i * kStride], vb = in.b[i * kStride], vc = in.c[i * kStride], vd = in.d[i * kStride];
+    const T top = k == 0 ? va : vb, bottom = k == 2 ? vc : vd;
     grad[i] = k < 2 ? top : bottom;
   }
   return seen;
@@ -162,7 +169,7 @@ bool unpool_backward(const void* p0, const void* p1, const uint8_t* code, void* 
   const T* row0 = static_cast<const T*>(p0);
   const T* row1 = static_cast<const T*>(p1);
   T* grad = static_cast<T*>(pgrad);
-  const int64_t whole = row1 ? (r.width < 2 * r.pooled ? r.pooled - 1 : r.pooled) : 0;
+  const int64_t whole = whole_windows(row1, r);
   uint8_t seen = 0;
   bool ok = true;
   if (r.inner == 1) {
@@ -190,7 +197,7 @@ bool unpool_backward(const void* p0, const void* p1, const uint8_t* code, void* 
 
 namespace ASEGNET_ISA {
 const Kernels kernels = {
-    {pool<float>, pool<double>, pool<BFloat16>, pool<Float16>},
+    {pool<ByValue<float>>, pool<ByValue<double>>, pool<OrderBFloat16>, pool<OrderFloat16>},
     {unpool<uint8_t>, unpool<uint16_t>, unpool<uint32_t>, unpool<uint64_t>},
     {unpool_backward<uint8_t>, unpool_backward<uint16_t>, unpool_backward<uint32_t>, unpool_backward<uint64_t>},
 };

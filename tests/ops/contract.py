@@ -38,8 +38,8 @@ class Op:
     function behind an adapter). reference: plain PyTorch, same arguments. samples(dtype, device): (name, args)
     pairs. gradients_of: positions of the arguments that have a gradient. outputs: positions of the results that
     are compared with tolerance; others must be equal. exact: whether results are selections or copies.
-    integers: samples whose sums are exact (point 2). small: names of samples for the slow points (4 to 7). smooth: moves a sample away
-    from kinks, infinities and ties, where a finite difference means nothing.
+    integers: samples whose sums are exact (point 2). small: names of samples for the slow points (4 to 7).
+    smooth: moves a sample away from kinks, infinities and ties, where a finite difference means nothing.
     errors: (id, thunk, exception, the words that must appear).
     """
 

@@ -74,7 +74,8 @@ def max_pool2x2(x: Tensor, ceil_mode: bool = False) -> tuple[Tensor, Tensor]:
         TypeError: x is not a dense float tensor.
         ValueError: x is not 3-D or 4-D, has no channel, or a side shorter than 2 (1 with ceil_mode).
 
-    Equivalent to: ``torch.nn.functional.max_pool2d(x, 2, ceil_mode=ceil_mode, return_indices=True)``, with codes for indices.
+    Equivalent to: ``torch.nn.functional.max_pool2d(x, 2, ceil_mode=ceil_mode, return_indices=True)``, with codes
+    for indices.
 
     Source: Badrinarayanan et al. 2017 (SegNet), section 3; Budak et al. 2021, "SegNet".
     """

@@ -116,7 +116,10 @@ class _UnpoolIndices(torch.autograd.Function):
 
 
 def max_unpool2d_indices(y: Tensor, indices: Tensor, height: int, width: int) -> Tensor:
-    """y, indices int64 [N, C, h, w] (flat positions in a plane) -> [N, C, height, width]; of equal indices the last counts."""
+    """y, indices int64 [N, C, h, w] (flat positions in a plane) -> [N, C, height, width].
+
+    Of equal indices the last counts.
+    """
     _check_indices(indices, height * width)
     return _UnpoolIndices.apply(y, indices, height, width)
 
@@ -134,5 +137,6 @@ def _check_indices(indices: Tensor, size: int) -> None:
     if bool(bad.any()):
         where = bad.nonzero()[0].tolist()
         raise RuntimeError(
-            f"indices: expected positions 0..{size - 1} in the unpooled plane, got {int(indices[tuple(where)])} at {where}"
+            f"indices: expected positions 0..{size - 1} in the unpooled plane, "
+            f"got {int(indices[tuple(where)])} at {where}"
         )
