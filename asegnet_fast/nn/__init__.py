@@ -1,6 +1,22 @@
 """Drop-in modules: parameter names, arguments and numbers of their plain PyTorch twins."""
 
 from asegnet_fast.nn import functional
+from asegnet_fast.nn.losses import (
+    CrossEntropyLoss,
+    DiceLoss,
+    FocalTverskyLoss,
+    GeneralizedDiceLoss,
+    TverskyLoss,
+)
 from asegnet_fast.nn.pooling import MaxPool2d, MaxUnpool2d
 
-__all__ = ["MaxPool2d", "MaxUnpool2d", "functional"]
+__all__ = [
+    "CrossEntropyLoss",
+    "DiceLoss",
+    "FocalTverskyLoss",
+    "GeneralizedDiceLoss",
+    "MaxPool2d",
+    "MaxUnpool2d",
+    "TverskyLoss",
+    "functional",
+]

@@ -35,6 +35,7 @@ KINDS = {
     "generalized_dice": reference.GENERALIZED_DICE,
     "cross_entropy": reference.CROSS_ENTROPY,
 }
+DICE_VARIANTS = ("soft", "literal")
 EPS = 1e-8
 EPS_GENERALIZED_DICE = 1.19e-7  # MATLAB's eps('single')
 ALPHA, BETA, GAMMA = 0.3, 0.7, 4 / 3
@@ -78,14 +79,17 @@ def _check_number(name: str, value: object, least: float, open_end: bool = False
         raise wrong_value(name, f"a finite number {'above' if open_end else 'of at least'} {least:g}", value)
 
 
-def _check_options(alpha: float, beta: float, gamma: float, eps: float, reduce_over: str, background: bool) -> None:
+def check_options(
+    alpha: float, beta: float, gamma: float, eps: float, reduce_over: str, include_background: bool
+) -> None:
+    """Raise TypeError or ValueError for an option of a region loss that is out of range."""
     _check_number("alpha", alpha, 0)
     _check_number("beta", beta, 0)
     _check_number("gamma", gamma, 0, open_end=True)
     _check_number("eps", eps, 0, open_end=True)
     check_choice("reduce_over", reduce_over, ("image", "batch"))
-    if not isinstance(background, bool):
-        raise wrong_type("include_background", "a bool", background)
+    if not isinstance(include_background, bool):
+        raise wrong_type("include_background", "a bool", include_background)
 
 
 def _weight_like(weight: Tensor | Sequence[float] | None, classes: int, like: Tensor) -> Tensor | None:
@@ -176,7 +180,7 @@ def loss_from_sums(
     if not isinstance(sums, RegionSums):
         raise wrong_type("sums", "RegionSums", sums)
     check_choice("kind", kind, KINDS)
-    _check_options(alpha, beta, gamma, eps, reduce_over, include_background)
+    check_options(alpha, beta, gamma, eps, reduce_over, include_background)
     for name, value in sums._asdict().items():
         check_tensor(f"sums.{name}", value, (2,))
         if value.dtype not in (torch.float32, torch.float64):
@@ -207,7 +211,7 @@ def _region_loss(
     weight: Tensor | Sequence[float] | None = None,
 ) -> Tensor:
     _check_inputs(logits, target, ignore_index)
-    _check_options(alpha, beta, gamma, eps, reduce_over, include_background)
+    check_options(alpha, beta, gamma, eps, reduce_over, include_background)
     weight = _weight_like(weight, _classes(logits), logits)
     return _library.serve(
         "region_loss", logits, target, weight, ignore_index, kind, float(alpha), float(beta), float(gamma), float(eps),
@@ -285,7 +289,8 @@ def focal_tversky_loss(
     Source: Budak et al. 2021, Eq. 8 and 9; Abraham and Khan 2019 (who swap alpha and beta).
     """
     return _region_loss(
-        reference.TVERSKY, logits, target, alpha, beta, gamma, eps, reduce_over, include_background, ignore_index, weight
+        reference.TVERSKY, logits, target, alpha, beta, gamma, eps, reduce_over, include_background, ignore_index,
+        weight,
     )
 
 
@@ -315,7 +320,7 @@ def dice_loss(
 
     Source: Budak et al. 2021, Eq. 4 and 5 (whose factor 2 was lost in print).
     """
-    check_choice("variant", variant, ("soft", "literal"))
+    check_choice("variant", variant, DICE_VARIANTS)
     kind = reference.TVERSKY if variant == "soft" else reference.LITERAL_DICE
     return _region_loss(
         kind, logits, target, 0.5, 0.5, 1.0, eps, reduce_over, include_background, ignore_index, weight
