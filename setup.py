@@ -26,7 +26,11 @@ def switch(name):
 
 def compiler():
     named = os.environ.get("CXX")
-    return shutil.which(named) if named else next(filter(None, map(shutil.which, ("c++", "g++", "clang++"))), None)
+    return (
+        shutil.which(named)
+        if named
+        else next(filter(None, map(shutil.which, ("c++", "g++", "clang++"))), None)
+    )
 
 
 class CMakeBuild(build_ext):
@@ -65,7 +69,14 @@ class CMakeBuild(build_ext):
         with tempfile.TemporaryDirectory() as build:
             run = lambda *words: subprocess.run([cmake, *map(str, words)], check=True)  # noqa: E731
             run("-S", ROOT, "-B", build, *generator, *(f"-D{k}={v}" for k, v in arguments.items()))
-            run("--build", build, "--target", "install", "--parallel", os.environ.get("MAX_JOBS", os.cpu_count() or 1))
+            run(
+                "--build",
+                build,
+                "--target",
+                "install",
+                "--parallel",
+                os.environ.get("MAX_JOBS", os.cpu_count() or 1),
+            )
 
 
 class AnyPythonWheel(bdist_wheel):
@@ -79,9 +90,13 @@ class AnyPythonWheel(bdist_wheel):
 extensions = [Extension("asegnet_fast._C", sources=[])]
 if compiler() is None:
     if switch("ASEGNET_FAST_REQUIRE_EXT"):
-        sys.exit("ASEGNET_FAST_REQUIRE_EXT=1: expected a C++ compiler (CXX, c++, g++ or clang++) on PATH, got none")
-    print("asegnet_fast: no C++ compiler found; installing without native kernels (plain PyTorch serves every op)",
-          file=sys.stderr)
+        sys.exit(
+            "ASEGNET_FAST_REQUIRE_EXT=1: expected a C++ compiler (CXX, c++, g++ or clang++) on PATH, got none"
+        )
+    print(
+        "asegnet_fast: no C++ compiler found; installing without native kernels (plain PyTorch serves every op)",
+        file=sys.stderr,
+    )
     extensions = []
 
 setup(ext_modules=extensions, cmdclass={"build_ext": CMakeBuild, "bdist_wheel": AnyPythonWheel})

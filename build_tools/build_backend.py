@@ -34,7 +34,11 @@ def find_torch():
 
 
 def _with_torch(requirements):
-    return requirements if find_torch() else [*requirements, os.environ.get("ASEGNET_FAST_BUILD_TORCH", DEFAULT_TORCH)]
+    return (
+        requirements
+        if find_torch()
+        else [*requirements, os.environ.get("ASEGNET_FAST_BUILD_TORCH", DEFAULT_TORCH)]
+    )
 
 
 def get_requires_for_build_wheel(config_settings=None):

@@ -1,11 +1,11 @@
 """CT data in NIfTI: loading sets as slices, cross-validation folds, and a synthetic set."""
 
-from .errors import DataError
-from .folds import Folds, load_folds, make_folds, save_folds
-from .intensity import resize_masks
-from .medseg import SliceSet, load_image, load_slices
-from .nifti import Volume, read_volume, write_volume
-from .phantom import write_phantom
+from asegnet_fast.data.errors import DataError
+from asegnet_fast.data.folds import Folds, load_folds, make_folds, save_folds
+from asegnet_fast.data.intensity import resize_masks
+from asegnet_fast.data.medseg import SliceSet, load_image, load_slices
+from asegnet_fast.data.nifti import Volume, read_volume, write_volume
+from asegnet_fast.data.phantom import write_phantom
 
 __all__ = [
     "DataError",

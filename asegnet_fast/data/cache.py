@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from .errors import DataError
-from .files import replacing
+from asegnet_fast.data.errors import DataError
+from asegnet_fast.data.files import replacing
 
 # Raise it whenever decoding changes what the arrays hold.
 FORMAT_VERSION = 1

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from .errors import DataError
+from asegnet_fast.data.errors import DataError
 
 
 @contextmanager

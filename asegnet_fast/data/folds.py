@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from .errors import DataError
-from .files import replacing
-from .medseg import SliceSet
+from asegnet_fast.data.errors import DataError
+from asegnet_fast.data.files import replacing
+from asegnet_fast.data.medseg import SliceSet
 
 SPLITS = ("patient", "slice")
 _FORMAT = "asegnet_fast folds 1"

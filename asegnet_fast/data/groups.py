@@ -5,7 +5,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from .errors import DataError
+from asegnet_fast.data.errors import DataError
 
 _COLUMNS = ("file", "first", "last", "patient")
 

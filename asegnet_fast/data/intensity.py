@@ -6,8 +6,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from .errors import DataError
-from .nifti import Volume
+from asegnet_fast.data.errors import DataError
+from asegnet_fast.data.nifti import Volume
 
 INTENSITIES = ("auto", "hu", "raw")
 HU_MIN, HU_MAX = -1024.0, 600.0

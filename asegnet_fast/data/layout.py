@@ -5,8 +5,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from .errors import DataError
-from .nifti import nifti_stem
+from asegnet_fast.data.errors import DataError
+from asegnet_fast.data.nifti import nifti_stem
 
 _LAYOUTS = (
     "tr_im.nii.gz + tr_mask.nii.gz and/or rp_im/ + rp_msk/, or imagesTr/ + labelsTr/, "

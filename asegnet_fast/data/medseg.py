@@ -8,12 +8,18 @@ from pathlib import Path
 
 import numpy as np
 
-from .cache import cache_key, cache_path, read_cache, write_cache
-from .errors import DataError
-from .groups import assign_groups
-from .intensity import INTENSITIES, IntensityRange, intensity_range, resize_images, resize_masks
-from .layout import Pair, discover
-from .nifti import Volume, check_same_space, read_volume
+from asegnet_fast.data.cache import cache_key, cache_path, read_cache, write_cache
+from asegnet_fast.data.errors import DataError
+from asegnet_fast.data.groups import assign_groups
+from asegnet_fast.data.intensity import (
+    INTENSITIES,
+    IntensityRange,
+    intensity_range,
+    resize_images,
+    resize_masks,
+)
+from asegnet_fast.data.layout import Pair, discover
+from asegnet_fast.data.nifti import Volume, check_same_space, read_volume
 
 LABELS = ("merge", "keep")
 SELECT = ("lesion", "all")

@@ -12,8 +12,8 @@ import nibabel
 import numpy as np
 from nibabel.imageglobals import logger as nibabel_log
 
-from .errors import DataError
-from .files import replacing
+from asegnet_fast.data.errors import DataError
+from asegnet_fast.data.files import replacing
 
 SUFFIXES = (".nii.gz", ".nii")
 MAX_BYTES = 8 * 1024**3

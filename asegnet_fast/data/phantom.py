@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .nifti import write_volume
+from asegnet_fast.data.nifti import write_volume
 
 _FIELD_OF_VIEW_MM = 360.0
 _SLICE_SPACING_MM = 5.0

@@ -26,6 +26,7 @@ from torch.utils import _pytree as pytree
 import asegnet_fast as af
 from tests import tolerances
 
+DEVICES = ("cpu", pytest.param("cuda", marks=pytest.mark.gpu))
 HALVES = (torch.bfloat16, torch.float16)
 Case = tuple[str, tuple]
 
@@ -122,7 +123,10 @@ def gradients(op: Op, call: Callable, args: tuple, grads: Sequence[Tensor]) -> t
 
 def random_grads(op: Op, results: tuple) -> list[Tensor]:
     g = torch.Generator().manual_seed(1)
-    return [torch.randn(results[i].shape, generator=g, dtype=torch.float64) for i in op.outputs]
+    return [
+        torch.randn(results[i].shape, generator=g, dtype=torch.float64).to(results[i].device)
+        for i in op.outputs
+    ]
 
 
 def names_of(op: Op) -> list[str]:
@@ -145,8 +149,9 @@ def contract(op: Op) -> dict[str, Callable]:
 
     @test
     @pytest.mark.parametrize("dtype", op.dtypes, ids=str)
-    def values(dtype: torch.dtype) -> None:
-        for name, args in op.samples(dtype):
+    @pytest.mark.parametrize("device", DEVICES)
+    def values(device: str, dtype: torch.dtype) -> None:
+        for name, args in op.samples(dtype, device):
             got, plain = as_tuple(op.call(*args)), as_tuple(op.reference(*args))
             exact = as_tuple(op.reference(*to_double(args)))
             for i, (g, p, e) in enumerate(zip(got, plain, exact, strict=True)):
@@ -159,9 +164,10 @@ def contract(op: Op) -> dict[str, Callable]:
 
     @test
     @pytest.mark.parametrize("dtype", op.dtypes, ids=str)
-    def exact_inputs_bit_for_bit(dtype: torch.dtype) -> None:
+    @pytest.mark.parametrize("device", DEVICES)
+    def exact_inputs_bit_for_bit(device: str, dtype: torch.dtype) -> None:
         source = op.integers or op.samples
-        for name, args in source(dtype):
+        for name, args in source(dtype, device):
             got, plain = as_tuple(op.call(*args)), as_tuple(op.reference(*args))
             for i, (g, p) in enumerate(zip(got, plain, strict=True)):
                 assert torch.equal(g.nan_to_num(nan=7.0), p.nan_to_num(nan=7.0)), (
@@ -170,8 +176,9 @@ def contract(op: Op) -> dict[str, Callable]:
 
     @test
     @pytest.mark.parametrize("dtype", op.gradient_dtypes, ids=str)
-    def gradients_against_reference(dtype: torch.dtype) -> None:
-        for name, args in op.samples(dtype):
+    @pytest.mark.parametrize("device", DEVICES)
+    def gradients_against_reference(device: str, dtype: torch.dtype) -> None:
+        for name, args in op.samples(dtype, device):
             grads = random_grads(op, as_tuple(op.call(*args)))
             grads = [g.to(dtype).double() for g in grads]  # the same values for every side
             got = gradients(op, op.call, args, grads)
