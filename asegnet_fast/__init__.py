@@ -25,6 +25,7 @@ __all__ = [
     "loss_from_sums",
     "max_pool2x2",
     "max_unpool2x2",
+    "nn",
     "region_sums",
     "tversky_loss",
     "use_backend",

@@ -126,7 +126,7 @@ globals().update(contract(Op(
     call=call_loss_from_sums,
     reference=lambda *args: reference.loss_from_sums(*args),
     samples=samples.sums_inputs,
-    integers=lambda dtype: (),
+    integers=samples.exact_sums_inputs,
     gradients_of=(0,),
     dtypes=(torch.float32, torch.float64),
     gradient_dtypes=(torch.float32, torch.float64),

@@ -75,7 +75,7 @@ def _check_inputs(logits: Tensor, target: Tensor, ignore_index: int | None) -> N
 def _check_number(name: str, value: object, least: float, open_end: bool = False) -> None:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise wrong_type(name, "a number", value)
-    if not math.isfinite(value) or value < least or (open_end and value == least):
+    if not least <= value < math.inf or (open_end and value == least):  # NaN fails too; tracing knows comparisons
         raise wrong_value(name, f"a finite number {'above' if open_end else 'of at least'} {least:g}", value)
 
 

@@ -132,3 +132,19 @@ def sums_inputs(dtype: torch.dtype = torch.float32, device: str = "cpu") -> Iter
             weight = class_weights(classes, dtype, device) if "batch" in kind else None
             for layout in ("contiguous", "strided"):
                 yield f"{name}-{kind}-{layout}", (lay_out(sums.to(device, dtype), layout), weight, *options)
+
+
+def exact_sums_inputs(dtype: torch.dtype = torch.float32, device: str = "cpu") -> Iterator[tuple[str, tuple]]:
+    """Sums of perfect and of perfectly wrong predictions, as in `exact_loss_inputs`."""
+    count = torch.tensor([[3, 5, 8], [12, 1, 3]], dtype=torch.float64)
+    zero = torch.zeros_like(count)
+    rows = {
+        "right": (count, zero, zero, count, count, zero),
+        "wrong": (zero, count.roll(1, 1), count, count, count.roll(1, 1), 4 * count),
+    }
+    for name, sums in rows.items():
+        for kind in ("tversky", "focal", "focal-batch-foreground", "cross_entropy"):
+            loss, alpha, beta, gamma, _, *reduction = OPTIONS[kind]
+            yield f"{name}-{kind}", (
+                torch.stack(sums).to(device, dtype), None, loss, alpha, beta, gamma, 1e-30, *reduction
+            )
