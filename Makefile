@@ -29,7 +29,8 @@ test: $(VENV)/.installed
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 test-packaging: $(VENV)/.installed
-	$(BIN)/python -m pytest tests/test_packaging.py -m packaging $(PYTEST_ARGS)
+	$(BIN)/python -m pip install --quiet -e ".[test,packaging]"
+	PATH=$(abspath $(BIN)):$$PATH $(BIN)/python -m pytest tests/test_packaging.py -m packaging $(PYTEST_ARGS)
 
 bench: $(VENV)/.installed
 	$(BIN)/python -m benchmarks.run

@@ -78,6 +78,10 @@ class CMakeBuild(build_ext):
                 os.environ.get("MAX_JOBS", os.cpu_count() or 1),
             )
 
+    def copy_extensions_to_source(self):
+        """For an editable install: what CMake installed goes beside the sources."""
+        shutil.copytree(Path(self.build_lib) / "asegnet_fast", ROOT / "asegnet_fast", dirs_exist_ok=True)
+
 
 class AnyPythonWheel(bdist_wheel):
     """The libraries hold no Python, so one wheel of a platform serves every Python 3 (`_C` may be missing there)."""

@@ -1,7 +1,8 @@
 """Fused operations for attention SegNets, their networks, and CT cross-validation."""
 
-from asegnet_fast import nn
+from asegnet_fast import models, nn
 from asegnet_fast.ops._library import backends, use_backend
+from asegnet_fast.ops.attention_gate.op import attention_gate
 from asegnet_fast.ops.max_pool2x2.exchange import codes_to_indices, indices_to_codes
 from asegnet_fast.ops.max_pool2x2.op import max_pool2x2, max_unpool2x2
 from asegnet_fast.ops.tversky.op import (
@@ -15,6 +16,7 @@ from asegnet_fast.ops.tversky.op import (
 )
 
 __all__ = [
+    "attention_gate",
     "backends",
     "codes_to_indices",
     "cross_entropy_loss",
@@ -25,6 +27,7 @@ __all__ = [
     "loss_from_sums",
     "max_pool2x2",
     "max_unpool2x2",
+    "models",
     "nn",
     "region_sums",
     "tversky_loss",

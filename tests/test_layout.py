@@ -18,7 +18,7 @@ ALLOWED = {
     "asegnet_fast.files": set(),
     "asegnet_fast.ops": {"_extension"},
     "asegnet_fast.nn": {"ops"},
-    "asegnet_fast.models": {"nn"},
+    "asegnet_fast.models": {"nn", "ops"},
     "asegnet_fast.data": {"files"},
     "asegnet_fast.training": {"models", "data", "nn", "ops", "files"},
     "asegnet_fast.inference": {"models", "data", "nn", "files"},

@@ -1,6 +1,7 @@
 """Drop-in modules: parameter names, arguments and numbers of their plain PyTorch twins."""
 
 from asegnet_fast.nn import functional
+from asegnet_fast.nn.attention_gate import AttentionGate
 from asegnet_fast.nn.losses import (
     CrossEntropyLoss,
     DiceLoss,
@@ -11,6 +12,7 @@ from asegnet_fast.nn.losses import (
 from asegnet_fast.nn.pooling import MaxPool2d, MaxUnpool2d
 
 __all__ = [
+    "AttentionGate",
     "CrossEntropyLoss",
     "DiceLoss",
     "FocalTverskyLoss",

@@ -1,0 +1,322 @@
+// Tensors in, tensors out: packed weights, upsampling tables, threads over rows, and partial sums in a fixed order.
+#include <algorithm>
+#include <memory>
+
+#include "attention_gate/kernels.h"
+#include "attention_gate/math.h"
+#include "common/half.h"
+#include "common/tensor.h"
+
+namespace asegnet::attention_gate {
+namespace {
+
+struct Inputs {
+  const Tensor &x, &g;                    // [N, Cx, H, W], [N, Cg, Hg, Wg]
+  const Tensor &w_x, &w_g, &b_g;          // [F, Cx], [F, Cg], [F]
+  const Tensor &w_psi, &b_psi;            // [F], [1]
+  bool multiplicative, nearest;
+};
+
+struct Sizes {
+  Dims x, g;
+  int64_t inter_channels;
+  int64_t mask_bytes() const { return (inter_channels + 7) / 8; }
+};
+
+void check_shape(const Tensor& t, const char* name, std::initializer_list<int64_t> sizes) {
+  bool ok = t.dim() == static_cast<int64_t>(sizes.size());
+  for (int64_t d = 0; ok && d < t.dim(); ++d) ok = t.size(d) == sizes.begin()[d];
+  if (ok) return;
+  std::ostringstream expected;
+  for (int64_t size : sizes) expected << (expected.tellp() ? ", " : "shape [") << size;
+  fail(name, expected.str() + "]", shape_string(t));
+}
+
+Sizes check_inputs(const Inputs& in) {
+  const Sizes s{dims4(in.x, "x"), dims4(in.g, "g"), in.w_psi.numel()};
+  check(s.g.n == s.x.n, "g", "as many images as x", shape_string(in.g));
+  check(s.g.h <= s.x.h && s.g.w <= s.x.w, "g", "a map no finer than x", shape_string(in.g));
+  check(s.x.numel() == 0 || s.g.numel() > 0, "g", "a map of at least one pixel", shape_string(in.g));
+  check(s.x.c > 0 && s.g.c > 0 && s.inter_channels > 0, "w_psi", "at least one channel everywhere", "none");
+  check_shape(in.w_x, "w_x", {s.inter_channels, s.x.c});
+  check_shape(in.w_g, "w_g", {s.inter_channels, s.g.c});
+  check_shape(in.b_g, "b_g", {s.inter_channels});
+  check_shape(in.w_psi, "w_psi", {s.inter_channels});
+  check_shape(in.b_psi, "b_psi", {1});
+  for (const Tensor* t : {&in.g, &in.w_x, &in.w_g, &in.b_g, &in.w_psi, &in.b_psi}) {
+    check(t->scalar_type() == in.x.scalar_type(), "every argument", "the dtype of x", "another dtype");
+  }
+  return s;
+}
+
+Image image_of(const Tensor& t) {
+  // The kernels write only through the images of tensors that were allocated here.
+  return {const_cast<void*>(t.const_data_ptr()), t.stride(0), t.stride(1), t.stride(2), t.stride(3)};
+}
+
+// One axis of the upsampling with the memory behind its tables.
+template <class A>
+struct AxisTables {
+  std::vector<int64_t> lower, upper, begin, end;
+  std::vector<A> weight;
+  bool blend;
+
+  AxisTables(int64_t fine, int64_t coarse, bool nearest)
+      : lower(fine), upper(fine), begin(coarse, fine), end(coarse, fine), weight(fine),
+        blend(!nearest && fine != coarse) {
+    for (int64_t i = 0; i < fine; ++i) {
+      const Tap<A> tap = blend ? bilinear_tap<A>(i, fine, coarse)
+                         : fine == coarse ? Tap<A>{i, i, A(0)} : nearest_tap<A>(i, fine, coarse);
+      lower[i] = tap.lower, upper[i] = tap.upper, weight[i] = tap.upper_weight;
+    }
+    for (int64_t j = 0; j < coarse; ++j) {
+      begin[j] = std::lower_bound(upper.begin(), upper.end(), j) - upper.begin();
+      end[j] = std::upper_bound(lower.begin(), lower.end(), j) - lower.begin();
+    }
+  }
+
+  Axis<A> view() const {
+    return {static_cast<int64_t>(lower.size()), static_cast<int64_t>(begin.size()), blend, lower.data(), upper.data(),
+            weight.data(), begin.data(), end.data()};
+  }
+};
+
+// A weight tensor in the accumulation type, dense [rows, columns].
+template <class T>
+std::vector<acc_t<T>> values_of(const Tensor& t) {
+  const Tensor flat = torch::stable::contiguous(t);
+  const T* from = static_cast<const T*>(flat.const_data_ptr());
+  std::vector<acc_t<T>> to(flat.numel());
+  for (size_t i = 0; i < to.size(); ++i) to[i] = to_acc(from[i]);
+  return to;
+}
+
+template <class T>
+void write_values(const std::vector<acc_t<T>>& from, const Tensor& t) {
+  T* to = static_cast<T*>(t.mutable_data_ptr());
+  for (size_t i = 0; i < from.size(); ++i) to[i] = from_acc<T>(from[i]);
+}
+
+// weight [F, C] -> [C, padded F], or with `transposed` false [F, padded C] with each row times scale[f].
+template <class A>
+std::vector<A> pack(const std::vector<A>& weight, int64_t f_count, bool transposed, const std::vector<A>* scale) {
+  const int64_t c_count = static_cast<int64_t>(weight.size()) / f_count;
+  const int64_t stride = padded<A>(transposed ? f_count : c_count);
+  std::vector<A> packed((transposed ? c_count : f_count) * stride, A(0));
+  for (int64_t f = 0; f < f_count; ++f) {
+    for (int64_t c = 0; c < c_count; ++c) {
+      packed[transposed ? c * stride + f : f * stride + c] = weight[f * c_count + c] * (scale ? (*scale)[f] : A(1));
+    }
+  }
+  return packed;
+}
+
+// A Problem with the memory behind its pointers.
+template <class T>
+struct Setup {
+  using A = acc_t<T>;
+  Sizes sizes;
+  AxisTables<A> rows, columns;
+  std::vector<A> w_x, w_g, b_g, w_psi;              // as given, [F, C] and [F]
+  std::vector<A> w_x_packed, w_g_packed, b_g_packed, w_psi_packed, w_x_back, w_g_back;
+  Problem<A> problem;
+
+  Setup(const Inputs& in, const Sizes& s, bool backward)
+      : sizes(s), rows(s.x.h, s.g.h, in.nearest), columns(s.x.w, s.g.w, in.nearest), w_x(values_of<T>(in.w_x)),
+        w_g(values_of<T>(in.w_g)), b_g(values_of<T>(in.b_g)), w_psi(values_of<T>(in.w_psi)) {
+    const int64_t f = s.inter_channels;
+    w_x_packed = pack<A>(w_x, f, true, nullptr);
+    w_g_packed = pack<A>(w_g, f, true, nullptr);
+    b_g_packed = pack<A>(b_g, f, true, nullptr);
+    w_psi_packed = pack<A>(w_psi, f, true, nullptr);
+    if (backward) {
+      w_x_back = pack<A>(w_x, f, false, in.multiplicative ? nullptr : &w_psi);
+      w_g_back = pack<A>(w_g, f, false, in.multiplicative ? nullptr : &w_psi);
+    }
+    problem.images = s.x.n;
+    problem.channels = s.x.c;
+    problem.gating_channels = s.g.c;
+    problem.inter_channels = f;
+    problem.multiplicative = in.multiplicative;
+    problem.rows = rows.view();
+    problem.columns = columns.view();
+    problem.x = image_of(in.x);
+    problem.g = image_of(in.g);
+    problem.w_x = w_x_packed.data();
+    problem.w_g = w_g_packed.data();
+    problem.b_g = b_g_packed.data();
+    problem.w_psi = w_psi_packed.data();
+    problem.b_psi = values_of<T>(in.b_psi)[0];
+    problem.w_x_back = w_x_back.data();
+    problem.w_g_back = w_g_back.data();
+  }
+};
+
+template <class T>
+const RowKernels<acc_t<T>>& row_kernels() {
+  if constexpr (std::is_same_v<T, float>) return kernels().float32;
+  else if constexpr (std::is_same_v<T, double>) return kernels().float64;
+  else if constexpr (std::is_same_v<T, BFloat16>) return kernels().bfloat16;
+  else return kernels().float16;
+}
+
+template <class T>
+void forward_as(const Inputs& in, const Sizes& sizes, const Tensor& out, const Tensor& alpha, const Tensor& mask) {
+  Setup<T> setup(in, sizes, false);
+  setup.problem.out = image_of(out);
+  setup.problem.alpha = image_of(alpha);
+  setup.problem.mask = in.multiplicative ? nullptr : static_cast<uint8_t*>(mask.mutable_data_ptr());
+  const auto run = row_kernels<T>().forward;
+  parallel_for(0, sizes.x.n * sizes.x.h, grain(sizes.x.w * sizes.x.c),
+               [&](int64_t begin, int64_t end) { run(setup.problem, begin, end); });
+}
+
+// Rows are summed in a number of chunks that depends on the shapes alone, and the chunks are added in order:
+// the same bits for any number of threads.
+int64_t chunk_count(int64_t rows, int64_t columns, int64_t partial_bytes) {
+  constexpr int64_t kMost = 64, kPixels = 1024, kBytes = int64_t(32) << 20;
+  const int64_t fit = std::max<int64_t>(8, kBytes / partial_bytes);
+  return std::max<int64_t>(1, std::min({kMost, rows, rows * columns / kPixels, fit}));
+}
+
+// Calls run(begin, end, partial) for each chunk of rows and returns the sum of the partials.
+template <class A, class Run>
+std::vector<A> sum_over_rows(int64_t rows, int64_t columns, int64_t partial_size, const Run& run) {
+  const int64_t chunks = chunk_count(rows, columns, partial_size * static_cast<int64_t>(sizeof(A)));
+  std::vector<A> partials(chunks * partial_size, A(0));
+  parallel_for(0, chunks, 1, [&](int64_t first, int64_t last) {
+    for (int64_t chunk = first; chunk < last; ++chunk) {
+      run(chunk * rows / chunks, (chunk + 1) * rows / chunks, partials.data() + chunk * partial_size);
+    }
+  });
+  for (int64_t chunk = 1; chunk < chunks; ++chunk) {
+    for (int64_t i = 0; i < partial_size; ++i) partials[i] += partials[chunk * partial_size + i];
+  }
+  partials.resize(partial_size);
+  return partials;
+}
+
+struct Gradients {
+  Tensor dx, dg, dw_x, dw_g, db_g, dw_psi, db_psi;
+};
+
+template <class T>
+void backward_as(const Inputs& in, const Sizes& sizes, const Tensor& dout, const Tensor& dalpha, const Tensor& alpha,
+                 const Tensor& mask, const Gradients& out) {
+  using A = acc_t<T>;
+  Setup<T> setup(in, sizes, true);
+  Problem<A>& problem = setup.problem;
+  problem.dout = image_of(dout);
+  problem.dalpha = image_of(dalpha);
+  problem.alpha = image_of(alpha);
+  problem.dx = image_of(out.dx);
+  problem.dg = image_of(out.dg);
+  problem.mask = in.multiplicative ? nullptr : static_cast<uint8_t*>(const_cast<void*>(mask.const_data_ptr()));
+  const std::unique_ptr<A[]> dlogit(new A[sizes.x.n * sizes.x.h * sizes.x.w]);
+  problem.dlogit = dlogit.get();
+
+  const int64_t f_count = sizes.inter_channels, cx = sizes.x.c, cg = sizes.g.c;
+  const int64_t x_size = f_count * padded<A>(cx), g_size = f_count * padded<A>(cg), f_size = padded<A>(f_count);
+  const RowKernels<A>& run = row_kernels<T>();
+  const std::vector<A> fine = sum_over_rows<A>(
+      sizes.x.n * sizes.x.h, sizes.x.w, x_size + f_size + 1, [&](int64_t begin, int64_t end, A* at) {
+        run.backward_fine(problem, begin, end, FinePartial<A>{at, at + x_size, at + x_size + f_size});
+      });
+  const std::vector<A> coarse = sum_over_rows<A>(
+      sizes.g.n * sizes.g.h, sizes.g.w, g_size + f_size, [&](int64_t begin, int64_t end, A* at) {
+        run.backward_coarse(problem, begin, end, CoarsePartial<A>{at, at + g_size});
+      });
+
+  // ds = dlogit w_psi m, so the sums over m need only w_psi; and since s = m s is linear in the weights where m
+  // is 1, sum dlogit relu(s) follows from the same sums.
+  std::vector<A> dw_x(f_count * cx), dw_g(f_count * cg), db_g(f_count), dw_psi(f_count);
+  for (int64_t f = 0; f < f_count; ++f) {
+    const A scale = in.multiplicative ? A(1) : setup.w_psi[f];
+    A dot = setup.b_g[f] * coarse[g_size + f];
+    for (int64_t c = 0; c < cx; ++c) {
+      const A sum = fine[f * padded<A>(cx) + c];
+      dw_x[f * cx + c] = scale * sum;
+      dot += setup.w_x[f * cx + c] * sum;
+    }
+    for (int64_t c = 0; c < cg; ++c) {
+      const A sum = coarse[f * padded<A>(cg) + c];
+      dw_g[f * cg + c] = scale * sum;
+      dot += setup.w_g[f * cg + c] * sum;
+    }
+    db_g[f] = scale * coarse[g_size + f];
+    dw_psi[f] = in.multiplicative ? fine[x_size + f] : dot;
+  }
+  write_values<T>(dw_x, out.dw_x);
+  write_values<T>(dw_g, out.dw_g);
+  write_values<T>(db_g, out.db_g);
+  write_values<T>(dw_psi, out.dw_psi);
+  write_values<T>({fine[x_size + f_size]}, out.db_psi);
+}
+
+Tensor empty(std::initializer_list<int64_t> sizes, ScalarType dtype, const Tensor& like) {
+  return torch::stable::empty({sizes.begin(), sizes.size()}, dtype, std::nullopt, like.device());
+}
+
+// -> out as x, alpha [N, 1, H, W], mask uint8 [N, H, W, ceil(F / 8)] (multiplicative: [N, H, W, 0])
+std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& x, const Tensor& g, const Tensor& w_x, const Tensor& w_g,
+                                           const Tensor& b_g, const Tensor& w_psi, const Tensor& b_psi,
+                                           bool multiplicative, bool nearest) {
+  const Inputs in{x, g, w_x, w_g, b_g, w_psi, b_psi, multiplicative, nearest};
+  const Sizes s = check_inputs(in);
+  const Float dtype = float_of(x, "x");
+  Tensor out = empty4(s.x, x.scalar_type(), x, is_channels_last(x));
+  Tensor alpha = empty4({s.x.n, 1, s.x.h, s.x.w}, x.scalar_type(), x, false);
+  Tensor mask = empty({s.x.n, s.x.h, s.x.w, multiplicative ? 0 : s.mask_bytes()}, ScalarType::Byte, x);
+  if (s.x.numel() == 0) return {out, alpha, mask};
+  switch (dtype) {
+    case kFloat64: forward_as<double>(in, s, out, alpha, mask); break;
+    case kBFloat16: forward_as<BFloat16>(in, s, out, alpha, mask); break;
+    case kFloat16: forward_as<Float16>(in, s, out, alpha, mask); break;
+    default: forward_as<float>(in, s, out, alpha, mask);
+  }
+  return {out, alpha, mask};
+}
+
+// -> the gradients of the seven inputs; those of x and g in the memory formats of x and g
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> backward(
+    const Tensor& dout, const Tensor& dalpha, const Tensor& x, const Tensor& g, const Tensor& w_x, const Tensor& w_g,
+    const Tensor& b_g, const Tensor& w_psi, const Tensor& b_psi, const Tensor& alpha, const Tensor& mask_in,
+    bool multiplicative, bool nearest) {
+  const Inputs in{x, g, w_x, w_g, b_g, w_psi, b_psi, multiplicative, nearest};
+  const Sizes s = check_inputs(in);
+  const Float dtype = float_of(x, "x");
+  check_shape(dout, "dout", {s.x.n, s.x.c, s.x.h, s.x.w});
+  check_shape(dalpha, "dalpha", {s.x.n, 1, s.x.h, s.x.w});
+  check_shape(alpha, "alpha", {s.x.n, 1, s.x.h, s.x.w});
+  check_shape(mask_in, "mask", {s.x.n, s.x.h, s.x.w, multiplicative ? 0 : s.mask_bytes()});
+  check(mask_in.scalar_type() == ScalarType::Byte, "mask", "dtype uint8", "another dtype");
+  for (const Tensor* t : {&dout, &dalpha, &alpha}) {
+    check(t->scalar_type() == x.scalar_type(), "dout, dalpha and alpha", "the dtype of x", "another dtype");
+  }
+  const Tensor mask = torch::stable::contiguous(mask_in);
+  const ScalarType type = x.scalar_type();
+  const int64_t f = s.inter_channels;
+  const Gradients out{empty4(s.x, type, x, is_channels_last(x)), empty4(s.g, type, g, is_channels_last(g)),
+                      empty({f, s.x.c}, type, x), empty({f, s.g.c}, type, x), empty({f}, type, x),
+                      empty({f}, type, x), empty({1}, type, x)};
+  if (s.x.numel() == 0) {
+    for (Tensor t : {out.dg, out.dw_x, out.dw_g, out.db_g, out.dw_psi, out.db_psi}) torch::stable::zero_(t);
+  } else {
+    switch (dtype) {
+      case kFloat64: backward_as<double>(in, s, dout, dalpha, alpha, mask, out); break;
+      case kBFloat16: backward_as<BFloat16>(in, s, dout, dalpha, alpha, mask, out); break;
+      case kFloat16: backward_as<Float16>(in, s, dout, dalpha, alpha, mask, out); break;
+      default: backward_as<float>(in, s, dout, dalpha, alpha, mask, out);
+    }
+  }
+  return {out.dx, out.dg, out.dw_x, out.dw_g, out.db_g, out.dw_psi, out.db_psi};
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(asegnet_fast, CPU, m) {
+  m.impl("attention_gate", TORCH_BOX(&forward));
+  m.impl("attention_gate_backward", TORCH_BOX(&backward));
+}
+
+}  // namespace asegnet::attention_gate

@@ -1,0 +1,113 @@
+// Vectors of the width this file is compiled for. For simd.cpp only: the anonymous namespace gives each
+// instruction set its own copy.
+#pragma once
+
+#include <cstdint>
+
+#include "common/host_device.h"
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+namespace asegnet::attention_gate {
+namespace {
+
+#if defined(__AVX512F__)
+constexpr int kVectorBytes = 64;
+#elif defined(__AVX2__)
+constexpr int kVectorBytes = 32;
+#else
+constexpr int kVectorBytes = 16;
+#endif
+
+template <typename A>
+struct Lane;
+template <>
+struct Lane<float> {
+  typedef int32_t Integer;
+  typedef float Vector __attribute__((vector_size(kVectorBytes)));
+  typedef int32_t Mask __attribute__((vector_size(kVectorBytes)));
+};
+template <>
+struct Lane<double> {
+  typedef int64_t Integer;
+  typedef double Vector __attribute__((vector_size(kVectorBytes)));
+  typedef int64_t Mask __attribute__((vector_size(kVectorBytes)));
+};
+template <typename A>
+using Vector = typename Lane<A>::Vector;
+template <typename A>
+using Mask = typename Lane<A>::Mask;
+template <typename A>
+constexpr int kLanes = kVectorBytes / static_cast<int>(sizeof(A));
+
+template <typename A>
+ASEGNET_HOST_DEVICE Vector<A> load(const A* from) {
+  Vector<A> value;
+  __builtin_memcpy(&value, from, sizeof(value));
+  return value;
+}
+
+template <typename A>
+ASEGNET_HOST_DEVICE void store(A* to, Vector<A> value) {
+  __builtin_memcpy(to, &value, sizeof(value));
+}
+
+template <typename A>
+ASEGNET_HOST_DEVICE Vector<A> broadcast(A value) {
+  return Vector<A>{} + value;
+}
+
+template <typename A>
+ASEGNET_HOST_DEVICE Vector<A> keep(Vector<A> value, Mask<A> lanes) {
+  return (Vector<A>)((Mask<A>)value & lanes);
+}
+
+// 0, 1, 2, ... over the lanes.
+template <typename A>
+ASEGNET_HOST_DEVICE Mask<A> lane_numbers() {
+  Mask<A> numbers{};
+  for (int lane = 0; lane < kLanes<A>; ++lane) numbers[lane] = lane;
+  return numbers;
+}
+
+// All ones in the lanes whose bit is set.
+template <typename A>
+ASEGNET_HOST_DEVICE Mask<A> lanes_of(unsigned bits) {
+  Mask<A> single{};
+  for (int lane = 0; lane < kLanes<A>; ++lane) single[lane] = typename Lane<A>::Integer(1) << lane;
+  return ((Mask<A>{} + static_cast<typename Lane<A>::Integer>(bits)) & single) != 0;
+}
+
+// The inverse: one bit for each lane that is all ones.
+template <typename A>
+ASEGNET_HOST_DEVICE unsigned bits_of(Mask<A> lanes) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(A) == 4) return _mm512_test_epi32_mask((__m512i)lanes, (__m512i)lanes);
+  return _mm512_test_epi64_mask((__m512i)lanes, (__m512i)lanes);
+#elif defined(__AVX2__)
+  if constexpr (sizeof(A) == 4) return _mm256_movemask_ps((__m256)lanes);
+  return _mm256_movemask_pd((__m256d)lanes);
+#elif defined(__SSE2__)
+  if constexpr (sizeof(A) == 4) return _mm_movemask_ps((__m128)lanes);
+  return _mm_movemask_pd((__m128d)lanes);
+#else
+  unsigned bits = 0;
+  for (int lane = 0; lane < kLanes<A>; ++lane) bits |= unsigned(lanes[lane] & 1) << lane;
+  return bits;
+#endif
+}
+
+// Pairs of lanes are added first, so that the sum is as exact as the vector sums it ends.
+template <typename A>
+ASEGNET_HOST_DEVICE A sum_of(Vector<A> value) {
+  A lanes[kLanes<A>];
+  __builtin_memcpy(lanes, &value, sizeof(value));
+  for (int half = kLanes<A> / 2; half > 0; half /= 2) {
+    for (int lane = 0; lane < half; ++lane) lanes[lane] += lanes[lane + half];
+  }
+  return lanes[0];
+}
+
+}  // namespace
+}  // namespace asegnet::attention_gate
