@@ -168,12 +168,12 @@ DEMO: dict[str, Any] = {
     "convs": (2, 2, 2, 2),
     "folds": 3,
     "size": 64,
-    "epochs": 20,
-    "batch_size": 4,
+    "epochs": 24,
+    "batch_size": 8,
     "lr": 0.05,
     "lr_halve_every": 6,
 }
-DEMO_DATA = {"patients": 24, "slices_per_patient": 8, "size": 64}
+DEMO_DATA = {"patients": 40, "slices_per_patient": 8, "size": 64}
 
 
 @app.command()

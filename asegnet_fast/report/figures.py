@@ -128,7 +128,7 @@ def qualitative(run: Path, summary: dict[str, Any], slices: SliceSet, path: Path
     columns = panels if panels <= MAX_COLUMNS else math.ceil(panels / 2)
     lines = math.ceil(panels / columns)
     figure = Figure(
-        figsize=(max(2.1 * columns, 6), 2.45 * lines * len(chosen) + 0.4), dpi=DPI, layout="constrained"
+        figsize=(max(2.1 * columns, 6), 2.8 * lines * len(chosen) + 0.5), dpi=DPI, layout="constrained"
     )
     axes = figure.subplots(lines * len(chosen), columns, squeeze=False)
     for axis in axes.flat:
