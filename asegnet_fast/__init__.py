@@ -5,15 +5,31 @@ from asegnet_fast.ops._library import backends, use_backend
 from asegnet_fast.ops.attention_gate.op import attention_gate
 from asegnet_fast.ops.max_pool2x2.exchange import codes_to_indices, indices_to_codes
 from asegnet_fast.ops.max_pool2x2.op import max_pool2x2, max_unpool2x2
+from asegnet_fast.ops.tversky.op import (
+    cross_entropy_loss,
+    dice_loss,
+    focal_tversky_loss,
+    generalized_dice_loss,
+    loss_from_sums,
+    region_sums,
+    tversky_loss,
+)
 
 __all__ = [
     "attention_gate",
     "backends",
     "codes_to_indices",
+    "cross_entropy_loss",
+    "dice_loss",
+    "focal_tversky_loss",
+    "generalized_dice_loss",
     "indices_to_codes",
+    "loss_from_sums",
     "max_pool2x2",
     "max_unpool2x2",
     "models",
     "nn",
+    "region_sums",
+    "tversky_loss",
     "use_backend",
 ]

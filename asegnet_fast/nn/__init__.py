@@ -2,6 +2,23 @@
 
 from asegnet_fast.nn import functional
 from asegnet_fast.nn.attention_gate import AttentionGate
+from asegnet_fast.nn.losses import (
+    CrossEntropyLoss,
+    DiceLoss,
+    FocalTverskyLoss,
+    GeneralizedDiceLoss,
+    TverskyLoss,
+)
 from asegnet_fast.nn.pooling import MaxPool2d, MaxUnpool2d
 
-__all__ = ["AttentionGate", "MaxPool2d", "MaxUnpool2d", "functional"]
+__all__ = [
+    "AttentionGate",
+    "CrossEntropyLoss",
+    "DiceLoss",
+    "FocalTverskyLoss",
+    "GeneralizedDiceLoss",
+    "MaxPool2d",
+    "MaxUnpool2d",
+    "TverskyLoss",
+    "functional",
+]

@@ -49,19 +49,33 @@ ASEGNET_HOST_DEVICE BFloat16 from_acc<BFloat16>(float v) {  // round to nearest 
   return {static_cast<uint16_t>(v != v ? 0x7fc0u : rounded)};
 }
 
-#ifndef __CUDACC__
+// float16 by integer arithmetic and selections alone: loops over it vectorise for every instruction set.
 ASEGNET_HOST_DEVICE float to_acc(Float16 v) {
-  _Float16 h;
-  __builtin_memcpy(&h, &v.bits, 2);
-  return static_cast<float>(h);
+  const uint32_t sign = (v.bits & 0x8000u) << 16, magnitude = (v.bits & 0x7fffu) << 13;
+  float f;
+  __builtin_memcpy(&f, &magnitude, 4);
+  f *= 0x1p112f;  // moves the exponent, and makes a subnormal normal
+  uint32_t bits;
+  __builtin_memcpy(&bits, &f, 4);
+  bits = sign | (magnitude >= 0x0f800000u ? magnitude | 0x7f800000u : bits);  // infinity and NaN
+  __builtin_memcpy(&f, &bits, 4);
+  return f;
 }
 template <>
-ASEGNET_HOST_DEVICE Float16 from_acc<Float16>(float v) {
-  const _Float16 h = static_cast<_Float16>(v);
-  Float16 r;
-  __builtin_memcpy(&r.bits, &h, 2);
-  return r;
+ASEGNET_HOST_DEVICE Float16 from_acc<Float16>(float v) {  // round to nearest even; NaN stays NaN
+  uint32_t bits;
+  __builtin_memcpy(&bits, &v, 4);
+  const uint32_t sign = bits >> 16 & 0x8000u, magnitude = bits & 0x7fffffffu;
+  const uint32_t normal = (magnitude - 0x38000000u + 0xfffu + (magnitude >> 13 & 1u)) >> 13;
+  float small;  // below 2^-14: adding 1/2 leaves the subnormal, rounded, in the low bits
+  __builtin_memcpy(&small, &magnitude, 4);
+  small += 0.5f;
+  uint32_t subnormal;
+  __builtin_memcpy(&subnormal, &small, 4);
+  subnormal -= 0x3f000000u;
+  const uint32_t special = magnitude > 0x7f800000u ? 0x7e00u : 0x7c00u;
+  const uint32_t finite = magnitude < 0x38800000u ? subnormal : normal;
+  return {static_cast<uint16_t>(sign | (magnitude >= 0x47800000u ? special : finite))};
 }
-#endif
 
 }  // namespace asegnet
