@@ -16,14 +16,17 @@ ALLOWED = {
     "asegnet_fast": {"ops", "nn", "models"},
     "asegnet_fast._extension": set(),
     "asegnet_fast.files": set(),
+    "asegnet_fast.paper": set(),
+    "asegnet_fast.environment": {"_extension"},
+    "asegnet_fast.checkpoint": {"models", "files"},
     "asegnet_fast.ops": {"_extension"},
     "asegnet_fast.nn": {"ops"},
     "asegnet_fast.models": {"nn", "ops"},
     "asegnet_fast.data": {"files"},
-    "asegnet_fast.training": {"models", "data", "nn", "ops", "files"},
-    "asegnet_fast.inference": {"models", "data", "nn", "files"},
-    "asegnet_fast.report": {"data", "models", "files"},
-    "asegnet_fast.cli": {"training", "inference", "report", "models", "data", "ops", "_extension", "files"},
+    "asegnet_fast.training": {"checkpoint", "models", "data", "nn", "ops", "environment", "files", "paper"},
+    "asegnet_fast.inference": {"checkpoint", "models", "data", "nn", "files"},
+    "asegnet_fast.report": {"checkpoint", "data", "models", "files"},
+    "asegnet_fast.cli": {"training", "inference", "report", "data", "environment", "_extension", "files"},
     "asegnet_fast.__main__": {"cli"},
 }
 
@@ -108,7 +111,7 @@ def test_per_isa_code_uses_no_standard_library(path):
                 queue.append(target)
         for header in re.findall(r"#include <([^>]+)>", text):
             # isa.h reads the environment in an ordinary inline function of its own; the rest are C headers.
-            assert header in ("cstdint", "cstdlib", "cstring", "cstddef", "cmath", "cfloat", "immintrin.h"), (
+            assert header in ("cstdint", "cstdlib", "cstring", "cstddef", "cmath", "cfloat", "new", "immintrin.h"), (
                 header
             )
 
@@ -142,4 +145,4 @@ def test_no_machine_paths_in_the_tree():
             path.suffix in (".py", ".md", ".cpp", ".h", ".cu", ".cuh", ".toml", ".txt", ".json")
             and path.exists()
         ):
-            assert not re.search(r"[^\w](/home/|/root/|/work/|/Users/)", path.read_text()), name
+            assert not re.search(r"[^\w](/home|/root|/work|/Users)/", path.read_text()), name

@@ -161,10 +161,12 @@ const RowKernels<acc_t<T>>& row_kernels() {
 }
 
 template <class T>
-void forward_as(const Inputs& in, const Sizes& sizes, const Tensor& out, const Tensor& alpha, const Tensor& mask) {
+void forward_as(const Inputs& in, const Sizes& sizes, const Tensor& out, const Tensor& alpha, const Tensor& gate,
+                const Tensor& mask) {
   Setup<T> setup(in, sizes, false);
   setup.problem.out = image_of(out);
   setup.problem.alpha = image_of(alpha);
+  setup.problem.gate = gate.numel() ? static_cast<acc_t<T>*>(gate.mutable_data_ptr()) : nullptr;
   setup.problem.mask = in.multiplicative ? nullptr : static_cast<uint8_t*>(mask.mutable_data_ptr());
   const auto run = row_kernels<T>().forward;
   parallel_for(0, sizes.x.n * sizes.x.h, grain(sizes.x.w * sizes.x.c),
@@ -201,14 +203,14 @@ struct Gradients {
 };
 
 template <class T>
-void backward_as(const Inputs& in, const Sizes& sizes, const Tensor& dout, const Tensor& dalpha, const Tensor& alpha,
+void backward_as(const Inputs& in, const Sizes& sizes, const Tensor& dout, const Tensor& dalpha, const Tensor& gate,
                  const Tensor& mask, const Gradients& out) {
   using A = acc_t<T>;
   Setup<T> setup(in, sizes, true);
   Problem<A>& problem = setup.problem;
   problem.dout = image_of(dout);
   problem.dalpha = image_of(dalpha);
-  problem.alpha = image_of(alpha);
+  problem.gate = static_cast<A*>(const_cast<void*>(gate.const_data_ptr()));
   problem.dx = image_of(out.dx);
   problem.dg = image_of(out.dg);
   problem.mask = in.multiplicative ? nullptr : static_cast<uint8_t*>(const_cast<void*>(mask.const_data_ptr()));
@@ -257,8 +259,11 @@ Tensor empty(std::initializer_list<int64_t> sizes, ScalarType dtype, const Tenso
   return torch::stable::empty({sizes.begin(), sizes.size()}, dtype, std::nullopt, like.device());
 }
 
-// -> out as x, alpha [N, 1, H, W], mask uint8 [N, H, W, ceil(F / 8)] (multiplicative: [N, H, W, 0])
-std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& x, const Tensor& g, const Tensor& w_x, const Tensor& w_g,
+bool is_half(Float dtype) { return dtype == kBFloat16 || dtype == kFloat16; }
+
+// -> out as x, alpha [N, 1, H, W], gate (half inputs: alpha in float32, else [0]),
+//    mask uint8 [N, H, W, ceil(F / 8)] (multiplicative: [N, H, W, 0])
+std::tuple<Tensor, Tensor, Tensor, Tensor> forward(const Tensor& x, const Tensor& g, const Tensor& w_x, const Tensor& w_g,
                                            const Tensor& b_g, const Tensor& w_psi, const Tensor& b_psi,
                                            bool multiplicative, bool nearest) {
   const Inputs in{x, g, w_x, w_g, b_g, w_psi, b_psi, multiplicative, nearest};
@@ -266,34 +271,38 @@ std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& x, const Tensor& g, con
   const Float dtype = float_of(x, "x");
   Tensor out = empty4(s.x, x.scalar_type(), x, is_channels_last(x));
   Tensor alpha = empty4({s.x.n, 1, s.x.h, s.x.w}, x.scalar_type(), x, false);
+  Tensor gate = is_half(dtype) ? empty({s.x.n, 1, s.x.h, s.x.w}, ScalarType::Float, x) : empty({0}, x.scalar_type(), x);
   Tensor mask = empty({s.x.n, s.x.h, s.x.w, multiplicative ? 0 : s.mask_bytes()}, ScalarType::Byte, x);
-  if (s.x.numel() == 0) return {out, alpha, mask};
+  if (s.x.numel() == 0) return {out, alpha, gate, mask};
   switch (dtype) {
-    case kFloat64: forward_as<double>(in, s, out, alpha, mask); break;
-    case kBFloat16: forward_as<BFloat16>(in, s, out, alpha, mask); break;
-    case kFloat16: forward_as<Float16>(in, s, out, alpha, mask); break;
-    default: forward_as<float>(in, s, out, alpha, mask);
+    case kFloat64: forward_as<double>(in, s, out, alpha, gate, mask); break;
+    case kBFloat16: forward_as<BFloat16>(in, s, out, alpha, gate, mask); break;
+    case kFloat16: forward_as<Float16>(in, s, out, alpha, gate, mask); break;
+    default: forward_as<float>(in, s, out, alpha, gate, mask);
   }
-  return {out, alpha, mask};
+  return {out, alpha, gate, mask};
 }
 
+// gate: alpha unrounded, as forward saved it
 // -> the gradients of the seven inputs; those of x and g in the memory formats of x and g
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> backward(
     const Tensor& dout, const Tensor& dalpha, const Tensor& x, const Tensor& g, const Tensor& w_x, const Tensor& w_g,
-    const Tensor& b_g, const Tensor& w_psi, const Tensor& b_psi, const Tensor& alpha, const Tensor& mask_in,
+    const Tensor& b_g, const Tensor& w_psi, const Tensor& b_psi, const Tensor& gate_in, const Tensor& mask_in,
     bool multiplicative, bool nearest) {
   const Inputs in{x, g, w_x, w_g, b_g, w_psi, b_psi, multiplicative, nearest};
   const Sizes s = check_inputs(in);
   const Float dtype = float_of(x, "x");
   check_shape(dout, "dout", {s.x.n, s.x.c, s.x.h, s.x.w});
   check_shape(dalpha, "dalpha", {s.x.n, 1, s.x.h, s.x.w});
-  check_shape(alpha, "alpha", {s.x.n, 1, s.x.h, s.x.w});
+  check_shape(gate_in, "gate", {s.x.n, 1, s.x.h, s.x.w});
   check_shape(mask_in, "mask", {s.x.n, s.x.h, s.x.w, multiplicative ? 0 : s.mask_bytes()});
   check(mask_in.scalar_type() == ScalarType::Byte, "mask", "dtype uint8", "another dtype");
-  for (const Tensor* t : {&dout, &dalpha, &alpha}) {
-    check(t->scalar_type() == x.scalar_type(), "dout, dalpha and alpha", "the dtype of x", "another dtype");
+  for (const Tensor* t : {&dout, &dalpha}) {
+    check(t->scalar_type() == x.scalar_type(), "dout and dalpha", "the dtype of x", "another dtype");
   }
-  const Tensor mask = torch::stable::contiguous(mask_in);
+  check(gate_in.scalar_type() == (is_half(dtype) ? ScalarType::Float : x.scalar_type()), "gate",
+        "dtype float32 for half inputs, else the dtype of x", "another dtype");
+  const Tensor mask = torch::stable::contiguous(mask_in), gate = torch::stable::contiguous(gate_in);
   const ScalarType type = x.scalar_type();
   const int64_t f = s.inter_channels;
   const Gradients out{empty4(s.x, type, x, is_channels_last(x)), empty4(s.g, type, g, is_channels_last(g)),
@@ -303,10 +312,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> backward(
     for (Tensor t : {out.dg, out.dw_x, out.dw_g, out.db_g, out.dw_psi, out.db_psi}) torch::stable::zero_(t);
   } else {
     switch (dtype) {
-      case kFloat64: backward_as<double>(in, s, dout, dalpha, alpha, mask, out); break;
-      case kBFloat16: backward_as<BFloat16>(in, s, dout, dalpha, alpha, mask, out); break;
-      case kFloat16: backward_as<Float16>(in, s, dout, dalpha, alpha, mask, out); break;
-      default: backward_as<float>(in, s, dout, dalpha, alpha, mask, out);
+      case kFloat64: backward_as<double>(in, s, dout, dalpha, gate, mask, out); break;
+      case kBFloat16: backward_as<BFloat16>(in, s, dout, dalpha, gate, mask, out); break;
+      case kFloat16: backward_as<Float16>(in, s, dout, dalpha, gate, mask, out); break;
+      default: backward_as<float>(in, s, dout, dalpha, gate, mask, out);
     }
   }
   return {out.dx, out.dg, out.dw_x, out.dw_g, out.db_g, out.dw_psi, out.db_psi};

@@ -46,7 +46,8 @@ struct Problem {
   Axis<A> rows, columns;
 
   Image x, g;                    // [N, Cx, H, W], [N, Cg, Hg, Wg]
-  Image out, alpha;              // forward writes them; backward reads alpha
+  Image out, alpha;              // written by forward
+  A* gate = nullptr;             // [N, H, W] alpha unrounded: written by forward where not null, read by backward
   uint8_t* mask = nullptr;       // [N, H, W, ceil(F / 8)] bit f: s_f > 0 (or NaN); null in multiplicative mode
   Image dout, dalpha, dx, dg;
   A* dlogit = nullptr;           // [N, H, W] backward_fine writes it, backward_coarse reads it

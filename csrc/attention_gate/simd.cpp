@@ -130,6 +130,10 @@ void forward(const Problem<A>& problem, int64_t begin, int64_t end) {
         }
         T* alpha_out = pixel<T>(problem.alpha, n, y, column);
         for (int64_t p = 0; p < pixels; ++p) alpha_out[p * problem.alpha.w] = from_acc<T>(alpha[p]);
+        if (problem.gate) {
+          A* gate = problem.gate + row * width + column;
+          for (int64_t p = 0; p < pixels; ++p) gate[p] = alpha[p];
+        }
         scale_tile<T, A>(problem, pixels, x, x_tile, alpha, pixel<T>(problem.out, n, y, column));
       }
     }
@@ -138,11 +142,11 @@ void forward(const Problem<A>& problem, int64_t begin, int64_t end) {
 
 // From alpha's two uses: dlogit = (dalpha + dout . x) alpha (1 - alpha), and the first half of dx, alpha dout.
 template <typename T, typename A>
-inline void logit_tile(const Problem<A>& problem, int64_t pixels, const T* alpha, const T* dalpha,
+inline void logit_tile(const Problem<A>& problem, int64_t pixels, const A* alpha, const T* dalpha,
                        const Tile<A>& x, const Tile<A>& dout, const Tile<A>& dx, A* dlogit) {
   const int64_t channels = padded<A>(problem.channels);
   for (int64_t p = 0; p < pixels; ++p) {
-    const A gate = to_acc(alpha[p * problem.alpha.w]);
+    const A gate = alpha[p];
     const A* __restrict x_pixel = x.data + p * x.stride;
     const A* __restrict dout_pixel = dout.data + p * dout.stride;
     A* __restrict dx_pixel = dx.data + p * dx.stride;
@@ -229,7 +233,7 @@ void backward_fine(const Problem<A>& problem, int64_t begin, int64_t end, const 
         T* dx_out = pixel<T>(problem.dx, n, y, column);
         const Tile<A> dx = target_tile<T, A>(problem.dx, dx_out, problem.channels, dx_buffer);
         A* dlogit = problem.dlogit + row * width + column;
-        logit_tile<T, A>(problem, pixels, pixel<const T>(problem.alpha, n, y, column),
+        logit_tile<T, A>(problem, pixels, problem.gate + row * width + column,
                          pixel<const T>(problem.dalpha, n, y, column), x, dout, dx, dlogit);
         for (int64_t p = 0; p < pixels; ++p) *partial.db_psi += dlogit[p];
 

@@ -26,20 +26,12 @@ def wrong(position, value):
 
 
 def away_from_the_kink(args):
-    """b_g moved, channel by channel, until no s is near 0 (in multiplicative mode: until no factor is)."""
+    """b_g moved, channel by channel, to the middle of the widest gap: no s (multiplicative: no factor) is near 0."""
     x, g, w_x, w_g, b_g, w_psi, b_psi, mode, upsample = args
-    t, v = reference._pre_activations(x, g, w_x, w_g, torch.zeros_like(b_g), upsample == "nearest")
-    if mode == "multiplicative":
-        x = x.sign() * (x.abs() + 0.5)
-        t = reference._conv1x1(x, w_x)
-        t, v = torch.ones_like(v), v
-    s = (t + v if mode == "additive" else v).transpose(0, 1).flatten(1)
-    shift = torch.zeros_like(b_g)
-    for f in range(b_g.numel()):
-        values = s[f].sort().values
-        gaps, at = values.diff().max(0)
-        shift[f] = -(values[at] + gaps / 2)
-    return x, g, w_x, w_g, shift, w_psi, b_psi, mode, upsample
+    t, v = reference.pre_activations(x, g, w_x, w_g, torch.zeros_like(b_g), upsample == "nearest")
+    values = (t + v if mode == "additive" else v).transpose(0, 1).flatten(1).sort().values
+    gaps, at = values.diff().max(1, keepdim=True)
+    return x, g, w_x, w_g, -(values.gather(1, at) + gaps / 2)[:, 0], w_psi, b_psi, mode, upsample
 
 
 def autocast_casts_everything():
@@ -73,7 +65,7 @@ GATE = Op(
     integers=samples.integers,
     gradients_of=tuple(range(7)),
     outputs=(0, 1),
-    small=("half-bilinear", "same-size-multiplicative", "nearest-multiplicative", "one-coarse-pixel"),
+    small=("tiny", "tiny-multiplicative"),
     smooth=away_from_the_kink,
     autocast=autocast_casts_everything,
     errors=[
@@ -134,14 +126,14 @@ def test_nearest_picks_what_torch_picks_at_every_ratio(dtype):
     for fine in range(1, 50):
         for coarse in range(1, fine + 1):
             ours, theirs = resized(coarse, fine, "nearest", dtype)
-            torch.testing.assert_close(ours, theirs, msg=lambda m: f"{coarse} -> {fine}: {m}")  # noqa: B023
+            torch.testing.assert_close(ours, theirs, msg=f"{coarse} -> {fine}")
 
 
 def test_bilinear_as_torch_at_every_ratio():
     for fine in range(1, 40):
         for coarse in range(1, fine + 1):
             ours, theirs = resized(coarse, fine, "bilinear", torch.float64)
-            torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12, msg=lambda m: f"{coarse} -> {fine}: {m}")  # noqa: B023
+            torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12, msg=f"{coarse} -> {fine}")
 
 
 def test_mask_bits_and_the_plain_kernels():
@@ -150,10 +142,10 @@ def test_mask_bits_and_the_plain_kernels():
         flags = (args[7] == "multiplicative", args[8] == "nearest")
         ours = gate_op._forward(*args[:7], *flags)
         plain = gate_op._reference_forward(*args[:7], *flags)
-        assert torch.equal(ours[2], plain[2]), name
+        assert torch.equal(ours[3], plain[3]), name
         grads = [torch.randn_like(t) for t in ours[:2]]
-        ours = (*ours, *gate_op._backward(*grads, *args[:7], *ours[1:], *flags))
-        plain = (*plain, *gate_op._reference_backward(*grads, *args[:7], *plain[1:], *flags))
+        ours = (*ours, *gate_op._backward(*grads, *args[:7], ours[1], ours[3], *flags))
+        plain = (*plain, *gate_op._reference_backward(*grads, *args[:7], plain[1], plain[3], *flags))
         for a, b in zip(ours, plain, strict=True):
             assert a.stride() == b.stride() and a.dtype == b.dtype, name
             torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
@@ -220,19 +212,18 @@ def cases(draw):
     g = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
     dtype = draw(st.sampled_from((torch.float32, torch.float64)))
     layouts = st.sampled_from(("nchw", "channels_last", "transposed", "sliced"))
-    x = samples._map((n, cx, *fine), draw(layouts), dtype, "cpu", g)
-    gating = samples._map((n, cg, *coarse), draw(layouts), dtype, "cpu", g)
-    weights = [w.to(dtype) for w in samples._weights(cx, cg, f, g)]
+    x = samples.feature_map((n, cx, *fine), draw(layouts), dtype, "cpu", g)
+    gating = samples.feature_map((n, cg, *coarse), draw(layouts), dtype, "cpu", g)
+    weights = [w.to(dtype) for w in samples.weights(cx, cg, f, g)]
     return x, gating, *weights, draw(st.sampled_from(gate_op.MODES)), draw(st.sampled_from(gate_op.UPSAMPLES))
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(cases())
 def test_any_shape_and_layout(args):
     dtype = args[0].dtype
     exact_args = [a.double() for a in args[:7]]
-    leaves = [[a.detach().clone(memory_format=torch.preserve_format).requires_grad_() for a in side]
-              for side in (args[:7], exact_args)]
+    leaves = [[a.detach().requires_grad_() for a in side] for side in (args[:7], exact_args)]
     ours = af.attention_gate(*leaves[0], *args[7:])
     exact = reference.attention_gate(*leaves[1], *args[7:])
     for a, b in zip(ours, exact, strict=True):
@@ -240,7 +231,7 @@ def test_any_shape_and_layout(args):
     grads = [torch.randn(t.shape).to(dtype) for t in ours]
     found = torch.autograd.grad(ours, leaves[0], grads)
     expected = torch.autograd.grad(exact, leaves[1], [g.double() for g in grads])
-    t, v = reference._pre_activations(*exact_args[:5], args[8] == "nearest")
+    t, v = reference.pre_activations(*exact_args[:5], args[8] == "nearest")
     s = t * v if args[7] == "multiplicative" else t + v
     for name, a, b in zip(NAMES, found, expected, strict=True):
         if dtype == torch.float64 or s.abs().min() > 1e-5:  # nearer to the kink, rounding decides the side

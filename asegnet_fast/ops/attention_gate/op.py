@@ -1,7 +1,8 @@
 """The attention gate of an A-SegNet's skip connection (Budak et al. 2021, Eq. 1 and 2).
 
-The forward op also returns one bit per pixel and intermediate channel, [s > 0]; with it the gradient of the
-additive gate needs neither s nor g's resized map. Backward is an op of its own.
+The forward op also returns what its gradient needs: `mask`, one bit [s > 0] per pixel and intermediate channel,
+with which the additive gate forms neither s nor g's resized map again; and for half inputs `gate`, alpha in
+float32, since 1 - alpha has few bits left where a rounded alpha is near 1. Backward is an op of its own.
 """
 
 from __future__ import annotations
@@ -10,7 +11,13 @@ import torch
 from torch import Tensor
 
 from asegnet_fast.ops import _library
-from asegnet_fast.ops._checks import check_choice, check_float, check_same, check_tensor, wrong_type, wrong_value
+from asegnet_fast.ops._checks import (
+    check_choice,
+    check_float,
+    check_same,
+    check_tensor,
+    wrong_value,
+)
 from asegnet_fast.ops._layout import memory_format
 from asegnet_fast.ops.attention_gate import reference
 
@@ -126,7 +133,7 @@ def attention_gate(
     _check_dtypes(tensors)
     if _library.use_reference("attention_gate", x):
         return _reference(tensors, mode, upsample)
-    out, alpha, _ = _forward(*tensors.values(), mode == "multiplicative", upsample == "nearest")
+    out, alpha, _, _ = _forward(*tensors.values(), mode == "multiplicative", upsample == "nearest")
     return out, alpha
 
 
@@ -154,11 +161,20 @@ def _laid_out(value: Tensor, like: Tensor) -> Tensor:
     return value if value.stride() == result.stride() else result.copy_(value)
 
 
-def _reference_forward(x: Tensor, g: Tensor, *rest) -> tuple[Tensor, Tensor, Tensor]:
+def _gate_shape(x: Tensor) -> tuple[tuple[int, ...], torch.dtype]:
+    """Shape and dtype of the saved gate; alpha itself serves where it is not rounded."""
+    n, _, height, width = x.shape
+    half = x.dtype in (torch.bfloat16, torch.float16)
+    return ((n, 1, height, width), torch.float32) if half else ((0,), x.dtype)
+
+
+def _reference_forward(x: Tensor, g: Tensor, *rest) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     *weights, multiplicative, nearest = rest
     out, alpha = reference.attention_gate(x, g, *weights, MODES[int(multiplicative)], UPSAMPLES[int(nearest)])
     mask = reference.active_bits(x, g, *weights[:3], multiplicative, nearest)
-    return _laid_out(out, x), alpha.contiguous(), mask.contiguous()
+    shape, dtype = _gate_shape(x)
+    gate = alpha.to(dtype) if len(shape) == 4 else alpha.new_empty(shape)
+    return _laid_out(out, x), alpha.contiguous(), gate.contiguous(), mask.contiguous()
 
 
 def _reference_backward(dout: Tensor, dalpha: Tensor, x: Tensor, g: Tensor, *rest) -> tuple[Tensor, ...]:
@@ -169,12 +185,12 @@ def _reference_backward(dout: Tensor, dalpha: Tensor, x: Tensor, g: Tensor, *res
 _INPUTS = "Tensor x, Tensor g, Tensor w_x, Tensor w_g, Tensor b_g, Tensor w_psi, Tensor b_psi"
 _forward = _library.define(
     "attention_gate",
-    f"({_INPUTS}, bool multiplicative, bool nearest) -> (Tensor, Tensor, Tensor)",
+    f"({_INPUTS}, bool multiplicative, bool nearest) -> (Tensor, Tensor, Tensor, Tensor)",
     _reference_forward,
 )
 _backward = _library.define(
     "attention_gate_backward",
-    f"(Tensor dout, Tensor dalpha, {_INPUTS}, Tensor alpha, Tensor mask, bool multiplicative, bool nearest)"
+    f"(Tensor dout, Tensor dalpha, {_INPUTS}, Tensor gate, Tensor mask, bool multiplicative, bool nearest)"
     " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     _reference_backward,
     listed=False,
@@ -186,9 +202,11 @@ _backward = _library.define(
 def _forward_fake(x, g, w_x, w_g, b_g, w_psi, b_psi, multiplicative, nearest):
     n, _, height, width = x.shape
     mask_bytes = 0 if multiplicative else (w_x.shape[0] + 7) // 8
+    gate_shape, gate_dtype = _gate_shape(x)
     return (
         _empty(x),
         x.new_empty((n, 1, height, width)),
+        x.new_empty(gate_shape, dtype=gate_dtype),
         x.new_empty((n, height, width, mask_bytes), dtype=torch.uint8),
     )
 
@@ -204,14 +222,20 @@ _library.register_fake("attention_gate_backward", _backward_fake)
 
 
 def _save(ctx, inputs, output) -> None:
-    ctx.save_for_backward(*inputs[:7], output[1], output[2])
+    _, alpha, gate, mask = output
+    ctx.rounded = gate.dim() == 4
+    ctx.save_for_backward(*inputs[:7], gate if ctx.rounded else alpha, mask)
     ctx.flags = inputs[7:]
 
 
-def _gradients(ctx, dout: Tensor | None, dalpha: Tensor | None, dmask: None) -> tuple[Tensor | None, ...]:
-    x, alpha = ctx.saved_tensors[0], ctx.saved_tensors[7]
+def _gradients(
+    ctx, dout: Tensor | None, dalpha: Tensor | None, dgate: Tensor | None, dmask: None
+) -> tuple[Tensor | None, ...]:
+    x, gate = ctx.saved_tensors[0], ctx.saved_tensors[7]
     dout = torch.zeros_like(x) if dout is None else dout
-    dalpha = torch.zeros_like(alpha) if dalpha is None else dalpha
+    dalpha = torch.zeros_like(gate, dtype=x.dtype) if dalpha is None else dalpha
+    if ctx.rounded and dgate is not None:  # a second derivative reaches alpha through the saved gate
+        dalpha = dalpha + dgate.to(dalpha.dtype)
     return (*_backward(dout, dalpha, *ctx.saved_tensors, *ctx.flags), None, None)
 
 

@@ -36,7 +36,9 @@ def _resize_matrix(coarse: int, fine: int, nearest: bool, like: Tensor) -> Tenso
     return F.interpolate(eye[None], size=fine, **options)[0].T
 
 
-def _pre_activations(x: Tensor, g: Tensor, w_x: Tensor, w_g: Tensor, b_g: Tensor, nearest: bool) -> tuple[Tensor, Tensor]:
+def pre_activations(
+    x: Tensor, g: Tensor, w_x: Tensor, w_g: Tensor, b_g: Tensor, nearest: bool
+) -> tuple[Tensor, Tensor]:
     """Wx x and up(Wg g + b_g), both [N, F, H, W]."""
     # A 1x1 convolution commutes with the resizing, whose weights sum to 1: it runs on the coarse grid.
     return _conv1x1(x, w_x), _resize(_conv1x1(g, w_g, b_g), *x.shape[-2:], nearest)
@@ -54,7 +56,7 @@ def attention_gate(
     upsample: str = "bilinear",
 ) -> tuple[Tensor, Tensor]:
     """x [N, Cx, H, W], g [N, Cg, Hg, Wg], weights [F, C] -> (out as x, alpha [N, 1, H, W])."""
-    t, v = _pre_activations(x, g, w_x, w_g, b_g, upsample == "nearest")
+    t, v = pre_activations(x, g, w_x, w_g, b_g, upsample == "nearest")
     s = F.relu(t * v if mode == "multiplicative" else t + v)
     alpha = torch.sigmoid(_conv1x1(s, w_psi[None], b_psi))
     return alpha * x, alpha
@@ -67,7 +69,7 @@ def active_bits(
     n, _, height, width = x.shape
     if multiplicative:
         return x.new_zeros((n, height, width, 0), dtype=torch.uint8)
-    t, v = _pre_activations(x, g, w_x, w_g, b_g, nearest)
+    t, v = pre_activations(x, g, w_x, w_g, b_g, nearest)
     active = (~(t + v <= 0)).permute(0, 2, 3, 1)
     active = F.pad(active, (0, -w_x.shape[0] % 8)).unflatten(-1, (-1, 8))
     places = torch.tensor([1 << bit for bit in range(8)], dtype=torch.uint8, device=x.device)
@@ -84,13 +86,17 @@ def attention_gate_backward(
     b_g: Tensor,
     w_psi: Tensor,
     b_psi: Tensor,
-    alpha: Tensor,
+    gate: Tensor,
     mask: Tensor,
     multiplicative: bool,
     nearest: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """The gradients of the seven inputs, by the chain rule; differentiable. `mask` is not read: s is formed again."""
-    t, v = _pre_activations(x, g, w_x, w_g, b_g, nearest)
+    """The gradients of the seven inputs, by the chain rule; differentiable.
+
+    `gate` is alpha, in float32 for half inputs. `mask` is not read: s is formed again.
+    """
+    alpha = gate.to(x.dtype)
+    t, v = pre_activations(x, g, w_x, w_g, b_g, nearest)
     s = t * v if multiplicative else t + v
     active = ~(s <= 0)
     dlogit = (dalpha + (dout * x).sum(1, keepdim=True)) * (1 - alpha) * alpha

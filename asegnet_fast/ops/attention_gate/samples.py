@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 
-def _weights(cx: int, cg: int, f: int, g: torch.Generator) -> list[Tensor]:
+def weights(cx: int, cg: int, f: int, g: torch.Generator) -> list[Tensor]:
+    """w_x, w_g, b_g, w_psi, b_psi."""
     # Gains that leave alpha away from 0 and 1, where gradients carry information.
     return [
         torch.randn(f, cx, generator=g) / cx**0.5,
@@ -21,6 +22,8 @@ def _weights(cx: int, cg: int, f: int, g: torch.Generator) -> list[Tensor]:
 
 #: name: (N, Cx, Cg, F), (H, W), (Hg, Wg), mode, upsample, layout
 _CASES = {
+    "tiny": ((1, 2, 1, 2), (3, 4), (2, 2), "additive", "bilinear", "nchw"),
+    "tiny-multiplicative": ((1, 2, 2, 1), (4, 3), (2, 3), "multiplicative", "nearest", "channels_last"),
     "half-bilinear": ((2, 3, 5, 4), (6, 10), (3, 5), "additive", "bilinear", "nchw"),
     "half-channels_last": ((2, 16, 32, 9), (6, 8), (3, 4), "additive", "bilinear", "channels_last"),
     "same-size": ((1, 5, 3, 2), (5, 7), (5, 7), "additive", "bilinear", "channels_last"),
@@ -42,7 +45,8 @@ _CASES = {
 }
 
 
-def _map(shape: tuple[int, ...], layout: str, dtype: torch.dtype, device: str, g: torch.Generator) -> Tensor:
+def feature_map(shape: tuple[int, ...], layout: str, dtype: torch.dtype, device: str, g: torch.Generator) -> Tensor:
+    """Random [N, C, H, W]: "nchw", "channels_last", "transposed" (H and W swapped in memory) or "sliced"."""
     n, c, h, w = shape
     if layout == "transposed":
         return torch.randn(n, c, w, h, generator=g).to(device, dtype).transpose(2, 3)
@@ -56,10 +60,10 @@ def inputs(dtype: torch.dtype = torch.float32, device: str = "cpu") -> Iterator[
     """(name, arguments of `attention_gate`): odd, non-square, strided, empty, any ratio, both modes."""
     for name, ((n, cx, cg, f), fine, coarse, mode, upsample, layout) in _CASES.items():
         g = torch.Generator().manual_seed(11)
-        x = _map((n, cx, *fine), layout, dtype, device, g)
-        gating = _map((n, cg, *coarse), layout, dtype, device, g)
-        weights = [w.to(device, dtype) for w in _weights(cx, cg, f, g)]
-        yield name, (x, gating, *weights, mode, upsample)
+        x = feature_map((n, cx, *fine), layout, dtype, device, g)
+        gating = feature_map((n, cg, *coarse), layout, dtype, device, g)
+        gains = [w.to(device, dtype) for w in weights(cx, cg, f, g)]
+        yield name, (x, gating, *gains, mode, upsample)
 
 
 def integers(dtype: torch.dtype = torch.float32, device: str = "cpu") -> Iterator[tuple[str, tuple]]:

@@ -1,0 +1,1 @@
+"""Settings, one fold's training, metrics and cross-validation."""

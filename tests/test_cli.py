@@ -1,0 +1,158 @@
+"""The program as a user types it: what it writes, prints and returns."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import asegnet_fast.cli as cli
+from tests.program_runs import SMALL, data_folder, finished_run, snapshot
+
+ROOT = Path(__file__).parent.parent
+TINY = [
+    "--widths",
+    "4,8",
+    "--convs",
+    "1,1",
+    "--size",
+    "32",
+    "--folds",
+    "2",
+    "--batch-size",
+    "4",
+    "--device",
+    "cpu",
+]
+
+
+@pytest.mark.parametrize("command", [[], ["crossval"], ["demo"], ["report"], ["info"]])
+def test_help_fits_a_terminal(command, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    assert cli.main([*command, "--help"]) == 0
+    text = capsys.readouterr().out
+    assert "Usage: asegnet-fast" in text
+    assert max(len(line) for line in text.splitlines()) <= 80
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["crossval", "--nonsense"], "--nonsense"),
+        (["nonsense"], "nonsense"),
+        (["report"], "RUN"),
+        (["crossval", "--epochs", "x"], "--epochs"),
+        (["crossval", "--out", "o"], "--data: expected a folder, got nothing"),
+        (["crossval", "--data", "d", "--out", "o", "--losses", "dice"], "--losses: expected ce"),
+        (
+            ["crossval", "--data", "d", "--out", "o", "--split", "both"],
+            "--split: expected one of patient, slice",
+        ),
+        (["crossval", "--data", "d", "--out", "o", "--device", "tpu"], "--device: expected"),
+        (["crossval", "--data", "no-such-folder", "--out", "o"], "no-such-folder"),
+        (["crossval", "--config", "none.yaml"], "none.yaml"),
+        (["report", "no-such-run"], "no-such-run: expected a folder with a run"),
+    ],
+)
+def test_a_users_error_is_one_line_and_status_2(arguments, said, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(arguments) == 2
+    printed = capsys.readouterr()
+    lines = printed.err.strip().splitlines()
+    assert len(lines) == 1 and lines[0].startswith("asegnet-fast: ") and said in lines[0]
+    assert not list(tmp_path.iterdir())
+
+
+def test_crossval_from_a_file_then_report(tmp_path, capsys):
+    file = tmp_path / "run.yaml"
+    file.write_text(
+        f"data: {data_folder()}\nepochs: 5\nlosses: [dl]\nmodels: [segnet]\nwidths: [4, 8]\nconvs: [1, 1]\n"
+    )
+    out = tmp_path / "run"
+    options = ["--size", "32", "--folds", "2", "--batch-size", "4", "--device", "cpu"]
+    command = ["crossval", "--config", str(file), "--out", str(out), "--epochs", "2", *options, "--profile"]
+    assert cli.main(command) == 0
+    printed = capsys.readouterr().out
+    assert "SegNet" in printed and "lesion everywhere" in printed and "outside convolutions" in printed
+    settings = json.loads((out / "config.json").read_text())["settings"]
+    assert settings["epochs"] == 2 and settings["losses"] == ["dl"]
+    expected = {"data_samples.png", "qualitative.png", "training_curves.png"}
+    assert {path.name for path in (out / "figures").iterdir()} == expected
+    assert (out / "segnet--dl" / "fold1" / "progress.png").exists()
+
+    before = snapshot(out)
+    for name in ("table1.md", "table1.csv", "summary.json", "figures/qualitative.png"):
+        (out / name).unlink()
+    assert cli.main(["report", str(out)]) == 0
+    after = snapshot(out)
+    assert set(after) == set(before)
+    for name in ("table1.md", "table1.csv", "summary.json"):
+        assert after[name] == before[name]
+
+    capsys.readouterr()
+    assert cli.main(command) == 2
+    assert "--resume" in capsys.readouterr().err
+    assert cli.main([*command, "--resume"]) == 0
+
+
+def test_report_needs_the_runs_own_data(tmp_path, capsys):
+    from asegnet_fast.data import write_phantom
+
+    other = write_phantom(tmp_path / "other", patients=4, slices_per_patient=8, size=48, seed=9)
+    assert cli.main(["report", str(finished_run()), "--data", str(other)]) == 2
+    assert "got other slices" in capsys.readouterr().err
+
+
+def test_demo_makes_data_and_a_table_and_is_not_written_over(tmp_path, monkeypatch, capsys):
+    small = {key: value for key, value in SMALL.items() if key != "checkpoint_seconds"}
+    monkeypatch.setattr(cli, "DEMO", cli.DEMO | small | {"epochs": 1})
+    monkeypatch.setattr(cli, "DEMO_DATA", {"patients": 4, "slices_per_patient": 8, "size": 48})
+    assert cli.main(["demo", "--out", str(tmp_path / "demo")]) == 0
+    summary = json.loads((tmp_path / "demo" / "run" / "summary.json").read_text())
+    assert {row["model"] for row in summary["rows"]} == {"segnet", "a_segnet"}
+    capsys.readouterr()
+    before = snapshot(tmp_path)
+    assert cli.main(["demo", "--out", str(tmp_path / "demo")]) == 2
+    assert "expected a new or empty folder" in capsys.readouterr().err
+    assert snapshot(tmp_path) == before
+
+
+def test_ctrl_c_leaves_a_run_to_resume(tmp_path, monkeypatch, capsys):
+    from asegnet_fast.training.progress import Reporter
+
+    command = ["crossval", "--data", data_folder(), "--out", str(tmp_path / "run"), "--epochs", "2", *TINY]
+
+    def stop(self, done, *rest):
+        if done == 1:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Reporter, "epochs", stop)
+        assert cli.main(command) == 130
+    assert "--resume" in capsys.readouterr().out
+    assert cli.main([*command, "--resume"]) == 0
+
+
+def test_a_given_up_fold_is_status_1(tmp_path, capsys):
+    command = ["crossval", "--data", data_folder(), "--out", str(tmp_path), "--epochs", "4", *TINY]
+    # A step this long overflows float32 within an epoch.
+    assert cli.main([*command, "--models", "segnet", "--losses", "ce", "--lr", "1e38"]) == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1 and "segnet--ce/fold0: expected a finite loss, got" in lines[0]
+
+
+def test_info_says_what_serves_each_op(capsys):
+    assert cli.main(["info"]) == 0
+    text = capsys.readouterr().out
+    assert "torch" in text and "max_pool2x2 on cpu: served by" in text
+
+
+def test_python_dash_m():
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-m", "asegnet_fast", "--nonsense"], capture_output=True, text=True, env=environment
+    )
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.count("\n") == 1 and "--nonsense" in done.stderr
