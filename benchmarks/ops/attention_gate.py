@@ -29,7 +29,7 @@ def _inputs(shape: tuple[int, ...], gating: tuple[int, ...], f: int, device: tor
 
 
 def cases(batch: int) -> Iterator[Case]:
-    """The gate of every level (g at half the size, as many channels, F = C / 2), and one with twice the channels in g."""
+    """The gate of every level (g at half the size, as many channels, F = C / 2), and one with a wider g."""
     sizes = [
         (level.name, level.shape, level.shape[1], level.compiled, level.quick) for level in levels(batch)
     ]
