@@ -63,9 +63,10 @@ class _PlainGate(nn.Module):
         super().__init__()
         self.w_x, self.w_g, self.psi = gate.w_x, gate.w_g, gate.psi
 
-    def forward(self, x: Tensor, g: Tensor) -> Tensor:
+    def forward(self, x: Tensor, g: Tensor, return_alpha: bool = False) -> Tensor | tuple[Tensor, Tensor]:
         weights = (self.w_x.weight.flatten(1), self.w_g.weight.flatten(1), self.w_g.bias)
-        return gate_reference.attention_gate(x, g, *weights, self.psi.weight.flatten(), self.psi.bias)[0]
+        out, alpha = gate_reference.attention_gate(x, g, *weights, self.psi.weight.flatten(), self.psi.bias)
+        return (out, alpha) if return_alpha else out
 
 
 def plain_twin(net: nn.Module) -> nn.Module:

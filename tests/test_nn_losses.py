@@ -13,7 +13,10 @@ MODULES = {
     "DiceLoss": (af.dice_loss, {"variant": "literal", "eps": 1e-3, "reduce_over": "batch"}),
     "GeneralizedDiceLoss": (af.generalized_dice_loss, {"eps": 1e-3, "include_background": False}),
     "TverskyLoss": (af.tversky_loss, {"alpha": 0.7, "beta": 0.3, "ignore_index": 2}),
-    "FocalTverskyLoss": (af.focal_tversky_loss, {"alpha": 0.6, "beta": 0.4, "gamma": 2.0, "reduce_over": "batch"}),
+    "FocalTverskyLoss": (
+        af.focal_tversky_loss,
+        {"alpha": 0.6, "beta": 0.4, "gamma": 2.0, "reduce_over": "batch"},
+    ),
 }
 
 

@@ -60,7 +60,11 @@ class DiceLoss(_RegionLoss):
     ) -> None:
         check_choice("variant", variant, op.DICE_VARIANTS)
         super().__init__(
-            weight, variant=variant, eps=eps, reduce_over=reduce_over, include_background=include_background,
+            weight,
+            variant=variant,
+            eps=eps,
+            reduce_over=reduce_over,
+            include_background=include_background,
             ignore_index=ignore_index,
         )
 
@@ -84,7 +88,11 @@ class GeneralizedDiceLoss(_RegionLoss):
         weight: Tensor | Sequence[float] | None = None,
     ) -> None:
         super().__init__(
-            weight, eps=eps, reduce_over=reduce_over, include_background=include_background, ignore_index=ignore_index
+            weight,
+            eps=eps,
+            reduce_over=reduce_over,
+            include_background=include_background,
+            ignore_index=ignore_index,
         )
 
 
@@ -109,7 +117,12 @@ class TverskyLoss(_RegionLoss):
         weight: Tensor | Sequence[float] | None = None,
     ) -> None:
         super().__init__(
-            weight, alpha=alpha, beta=beta, eps=eps, reduce_over=reduce_over, include_background=include_background,
+            weight,
+            alpha=alpha,
+            beta=beta,
+            eps=eps,
+            reduce_over=reduce_over,
+            include_background=include_background,
             ignore_index=ignore_index,
         )
 
@@ -136,8 +149,14 @@ class FocalTverskyLoss(_RegionLoss):
         weight: Tensor | Sequence[float] | None = None,
     ) -> None:
         super().__init__(
-            weight, alpha=alpha, beta=beta, gamma=gamma, eps=eps, reduce_over=reduce_over,
-            include_background=include_background, ignore_index=ignore_index,
+            weight,
+            alpha=alpha,
+            beta=beta,
+            gamma=gamma,
+            eps=eps,
+            reduce_over=reduce_over,
+            include_background=include_background,
+            ignore_index=ignore_index,
         )
 
 

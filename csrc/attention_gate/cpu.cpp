@@ -133,7 +133,6 @@ struct Setup {
       w_x_back = pack<A>(w_x, f, false, in.multiplicative ? nullptr : &w_psi);
       w_g_back = pack<A>(w_g, f, false, in.multiplicative ? nullptr : &w_psi);
     }
-    problem.images = s.x.n;
     problem.channels = s.x.c;
     problem.gating_channels = s.g.c;
     problem.inter_channels = f;

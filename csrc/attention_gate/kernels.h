@@ -38,7 +38,6 @@ struct Axis {
 
 template <typename A>
 struct Problem {
-  int64_t images = 0;
   int64_t channels = 0;          // Cx
   int64_t gating_channels = 0;   // Cg
   int64_t inter_channels = 0;    // F

@@ -3,7 +3,6 @@
 #pragma once
 
 #include <cstdint>
-#include <new>
 
 #include "attention_gate/gemm.h"
 #include "attention_gate/kernels.h"
@@ -18,15 +17,18 @@ constexpr int64_t kTilePixels = 64;
 template <typename A>
 class Scratch {
  public:
-  explicit Scratch(int64_t count)
-      : data_(static_cast<A*>(::operator new(sizeof(A) * static_cast<size_t>(count > 0 ? count : 1), kAlign))) {}
-  ~Scratch() { ::operator delete(data_, kAlign); }
+  explicit Scratch(int64_t count) : memory_(::operator new(sizeof(A) * static_cast<uint64_t>(count) + kLine)) {
+    const uintptr_t address = reinterpret_cast<uintptr_t>(memory_);
+    data_ = reinterpret_cast<A*>((address + kLine - 1) / kLine * kLine);
+  }
+  ~Scratch() { ::operator delete(memory_); }
   Scratch(const Scratch&) = delete;
   Scratch& operator=(const Scratch&) = delete;
   operator A*() const { return data_; }
 
  private:
-  static constexpr std::align_val_t kAlign{64};
+  static constexpr uintptr_t kLine = 64;
+  void* memory_;
   A* data_;
 };
 

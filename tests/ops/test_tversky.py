@@ -67,16 +67,36 @@ INPUT_ERRORS = [
     ("ignore_index", lambda f: f(LOGITS, TARGET, ignore_index=1.5), TypeError, "ignore_index"),
     ("label too large", lambda f: f(LOGITS, with_label(3, (1, 2, 3))), RuntimeError, "got 3 at [1, 2, 3]"),
     ("label negative", lambda f: f(LOGITS, with_label(-1, (0, 0, 1))), RuntimeError, "got -1 at [0, 0, 1]"),
-    ("label int64", lambda f: f(LOGITS, with_label(2**40, (1, 3, 4))), RuntimeError, f"got {2**40} at [1, 3, 4]"),
-    ("label uint8", lambda f: f(LOGITS, with_label(255, (0, 3, 4), torch.uint8)), RuntimeError, "got 255 at [0, 3, 4]"),
-    ("not ignored", lambda f: f(LOGITS, with_label(9, (0, 1, 0)), ignore_index=8), RuntimeError, "ignore_index 8"),
+    (
+        "label int64",
+        lambda f: f(LOGITS, with_label(2**40, (1, 3, 4))),
+        RuntimeError,
+        f"got {2**40} at [1, 3, 4]",
+    ),
+    (
+        "label uint8",
+        lambda f: f(LOGITS, with_label(255, (0, 3, 4), torch.uint8)),
+        RuntimeError,
+        "got 255 at [0, 3, 4]",
+    ),
+    (
+        "not ignored",
+        lambda f: f(LOGITS, with_label(9, (0, 1, 0)), ignore_index=8),
+        RuntimeError,
+        "ignore_index 8",
+    ),
 ]
 WEIGHT_ERRORS = [
     ("weight kind", lambda f: f(LOGITS, TARGET, weight=2.0), TypeError, "weight"),
     ("weight entries", lambda f: f(LOGITS, TARGET, weight=["a"] * 3), TypeError, "weight"),
     ("weight length", lambda f: f(LOGITS, TARGET, weight=[1, 2]), ValueError, "weight"),
     ("weight shape", lambda f: f(LOGITS, TARGET, weight=torch.ones(1, 3)), ValueError, "weight"),
-    ("weight gradient", lambda f: f(LOGITS, TARGET, weight=torch.ones(3, requires_grad=True)), ValueError, "weight"),
+    (
+        "weight gradient",
+        lambda f: f(LOGITS, TARGET, weight=torch.ones(3, requires_grad=True)),
+        ValueError,
+        "weight",
+    ),
     ("weight device", lambda f: f(LOGITS, TARGET, weight=torch.ones(3, device="meta")), TypeError, "weight"),
 ]
 OPTION_ERRORS = [
@@ -88,57 +108,72 @@ OPTION_ERRORS = [
 
 
 def errors(function, *groups):
-    return [(name, lambda t=thunk: t(function), kind, words) for g in groups for name, thunk, kind, words in g]
+    return [
+        (name, lambda t=thunk: t(function), kind, words) for g in groups for name, thunk, kind, words in g
+    ]
 
 
-globals().update(contract(Op(
-    name="region_sums",
-    call=lambda *args: tuple(af.region_sums(*args)),
-    reference=reference_sums,
-    samples=samples.inputs,
-    integers=samples.exact_inputs,
-    gradients_of=(0,),
-    outputs=(0, 1, 3, 4, 5, 6),
-    small=("tiny-contiguous", "tiny_one_channel-strided", "tiny_three_classes-channels_last"),
-    errors=errors(af.region_sums, INPUT_ERRORS),
-)))
-globals().update(contract(Op(
-    name="region_loss",
-    call=call_loss,
-    reference=lambda *args: reference.region_loss(*args)[0],
-    samples=samples.loss_inputs,
-    integers=samples.exact_loss_inputs,
-    gradients_of=(0,),
-    small=(
-        *(f"tiny_three_classes-channels_last-{kind}" for kind in samples.OPTIONS),
-        "tiny-contiguous-focal", "tiny_one_channel-strided-focal",
-    ),
-    errors=[
-        *errors(af.focal_tversky_loss, INPUT_ERRORS, WEIGHT_ERRORS, OPTION_ERRORS),
-        ("alpha", lambda: af.tversky_loss(LOGITS, TARGET, alpha=-0.1), ValueError, "alpha"),
-        ("beta", lambda: af.tversky_loss(LOGITS, TARGET, beta="0.7"), TypeError, "beta"),
-        ("gamma", lambda: af.focal_tversky_loss(LOGITS, TARGET, gamma=0), ValueError, "gamma"),
-        ("variant", lambda: af.dice_loss(LOGITS, TARGET, variant="hard"), ValueError, "variant"),
-    ],
-)))
-globals().update(contract(Op(
-    name="loss_from_sums",
-    call=call_loss_from_sums,
-    reference=lambda *args: reference.loss_from_sums(*args),
-    samples=samples.sums_inputs,
-    integers=samples.exact_sums_inputs,
-    gradients_of=(0,),
-    dtypes=(torch.float32, torch.float64),
-    gradient_dtypes=(torch.float32, torch.float64),
-    small=tuple(f"three-{kind}-contiguous" for kind in samples.OPTIONS),
-    errors=[
-        ("not sums", lambda: af.loss_from_sums(SUMS.tp), TypeError, "sums"),
-        ("kind", lambda: af.loss_from_sums(SUMS, "jaccard"), ValueError, "kind"),
-        ("shape", lambda: af.loss_from_sums(SUMS._replace(fp=SUMS.fp[:1])), ValueError, "sums.fp"),
-        ("dtype", lambda: af.loss_from_sums(SUMS._replace(tp=SUMS.tp.half())), TypeError, "sums.tp"),
-        ("weight", lambda: af.loss_from_sums(SUMS, weight=[1.0]), ValueError, "weight"),
-    ],
-)))
+globals().update(
+    contract(
+        Op(
+            name="region_sums",
+            call=lambda *args: tuple(af.region_sums(*args)),
+            reference=reference_sums,
+            samples=samples.inputs,
+            integers=samples.exact_inputs,
+            gradients_of=(0,),
+            outputs=(0, 1, 3, 4, 5, 6),
+            small=("tiny-contiguous", "tiny_one_channel-strided", "tiny_three_classes-channels_last"),
+            errors=errors(af.region_sums, INPUT_ERRORS),
+        )
+    )
+)
+globals().update(
+    contract(
+        Op(
+            name="region_loss",
+            call=call_loss,
+            reference=lambda *args: reference.region_loss(*args)[0],
+            samples=samples.loss_inputs,
+            integers=samples.exact_loss_inputs,
+            gradients_of=(0,),
+            small=(
+                *(f"tiny_three_classes-channels_last-{kind}" for kind in samples.OPTIONS),
+                "tiny-contiguous-focal",
+                "tiny_one_channel-strided-focal",
+            ),
+            errors=[
+                *errors(af.focal_tversky_loss, INPUT_ERRORS, WEIGHT_ERRORS, OPTION_ERRORS),
+                ("alpha", lambda: af.tversky_loss(LOGITS, TARGET, alpha=-0.1), ValueError, "alpha"),
+                ("beta", lambda: af.tversky_loss(LOGITS, TARGET, beta="0.7"), TypeError, "beta"),
+                ("gamma", lambda: af.focal_tversky_loss(LOGITS, TARGET, gamma=0), ValueError, "gamma"),
+                ("variant", lambda: af.dice_loss(LOGITS, TARGET, variant="hard"), ValueError, "variant"),
+            ],
+        )
+    )
+)
+globals().update(
+    contract(
+        Op(
+            name="loss_from_sums",
+            call=call_loss_from_sums,
+            reference=lambda *args: reference.loss_from_sums(*args),
+            samples=samples.sums_inputs,
+            integers=samples.exact_sums_inputs,
+            gradients_of=(0,),
+            dtypes=(torch.float32, torch.float64),
+            gradient_dtypes=(torch.float32, torch.float64),
+            small=tuple(f"three-{kind}-contiguous" for kind in samples.OPTIONS),
+            errors=[
+                ("not sums", lambda: af.loss_from_sums(SUMS.tp), TypeError, "sums"),
+                ("kind", lambda: af.loss_from_sums(SUMS, "jaccard"), ValueError, "kind"),
+                ("shape", lambda: af.loss_from_sums(SUMS._replace(fp=SUMS.fp[:1])), ValueError, "sums.fp"),
+                ("dtype", lambda: af.loss_from_sums(SUMS._replace(tp=SUMS.tp.half())), TypeError, "sums.tp"),
+                ("weight", lambda: af.loss_from_sums(SUMS, weight=[1.0]), ValueError, "weight"),
+            ],
+        )
+    )
+)
 
 
 # ---- hand numbers ---------------------------------------------------------------------------------------
@@ -205,7 +240,9 @@ def test_cross_entropy_is_torchs(classes, ignore_index, weighted):
         target[torch.rand(target.shape) < 0.3] = ignore_index
     weight = torch.rand(classes) if weighted else None
     ours = af.cross_entropy_loss(logits, target, ignore_index, weight)
-    theirs = F.cross_entropy(logits, target, weight, ignore_index=-100 if ignore_index is None else ignore_index)
+    theirs = F.cross_entropy(
+        logits, target, weight, ignore_index=-100 if ignore_index is None else ignore_index
+    )
     torch.testing.assert_close(ours, theirs)
     ours, theirs = (torch.autograd.grad(loss, logits)[0] for loss in (ours, theirs))
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-8)
@@ -264,7 +301,9 @@ def test_value_and_gradient_are_finite_everywhere(name, dtype, backend):
 
 
 def test_a_perfect_prediction_has_loss_and_gradient_zero():
-    logits, target = next((z, t) for z, t in edge_inputs(torch.float32) if z.shape[1] == 2 and z[0, 0, 0, 0] == 1e4)
+    logits, target = next(
+        (z, t) for z, t in edge_inputs(torch.float32) if z.shape[1] == 2 and z[0, 0, 0, 0] == 1e4
+    )
     logits.requires_grad_()
     loss = af.focal_tversky_loss(logits, target)
     assert loss.item() == 0
@@ -380,7 +419,9 @@ def problems(draw, extreme=False):
     target = torch.tensor(kinds)[torch.randint(0, len(kinds), (images, *spatial), generator=g)]
     if draw(st.booleans()):
         logits = samples.lay_out(logits, draw(st.sampled_from(samples.LAYOUTS)))
-    target = target.to(draw(st.sampled_from((torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64))))
+    target = target.to(
+        draw(st.sampled_from((torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)))
+    )
     return logits, target
 
 
@@ -405,7 +446,9 @@ def test_the_order_of_pixels_does_not_matter(problem, seed):
     logits, target = problem
     flat, labels = logits.double().unsqueeze(-1).flatten(2), target.unsqueeze(-1).flatten(1)
     order = torch.randperm(labels.shape[1], generator=torch.Generator().manual_seed(seed))
-    for a, b in zip(af.region_sums(flat, labels), af.region_sums(flat[..., order], labels[:, order]), strict=True):
+    for a, b in zip(
+        af.region_sums(flat, labels), af.region_sums(flat[..., order], labels[:, order]), strict=True
+    ):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
 
 

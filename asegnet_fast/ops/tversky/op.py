@@ -75,7 +75,8 @@ def _check_inputs(logits: Tensor, target: Tensor, ignore_index: int | None) -> N
 def _check_number(name: str, value: object, least: float, open_end: bool = False) -> None:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise wrong_type(name, "a number", value)
-    if not least <= value < math.inf or (open_end and value == least):  # NaN fails too; tracing knows comparisons
+    # Comparisons alone: NaN fails them, and tracing with symbolic floats knows them.
+    if not least <= value < math.inf or (open_end and value == least):
         raise wrong_value(name, f"a finite number {'above' if open_end else 'of at least'} {least:g}", value)
 
 
@@ -192,8 +193,16 @@ def loss_from_sums(
     rows = torch.stack((sums.tp, sums.fp, sums.fn, sums.sum_g, sums.sum_p2, sums.ce))
     weight = _weight_like(weight, rows.shape[2], rows)
     return _library.serve(
-        "loss_from_sums", rows, weight, KINDS[kind], float(alpha), float(beta), float(gamma), float(eps),
-        reduce_over == "batch", include_background,
+        "loss_from_sums",
+        rows,
+        weight,
+        KINDS[kind],
+        float(alpha),
+        float(beta),
+        float(gamma),
+        float(eps),
+        reduce_over == "batch",
+        include_background,
     )[0]
 
 
@@ -214,8 +223,18 @@ def _region_loss(
     check_options(alpha, beta, gamma, eps, reduce_over, include_background)
     weight = _weight_like(weight, _classes(logits), logits)
     return _library.serve(
-        "region_loss", logits, target, weight, ignore_index, kind, float(alpha), float(beta), float(gamma), float(eps),
-        reduce_over == "batch", include_background,
+        "region_loss",
+        logits,
+        target,
+        weight,
+        ignore_index,
+        kind,
+        float(alpha),
+        float(beta),
+        float(gamma),
+        float(eps),
+        reduce_over == "batch",
+        include_background,
     )[0]
 
 
@@ -257,7 +276,17 @@ def tversky_loss(
     Source: Budak et al. 2021, Eq. 6 and 7; Salehi et al. 2017.
     """
     return _region_loss(
-        reference.TVERSKY, logits, target, alpha, beta, 1.0, eps, reduce_over, include_background, ignore_index, weight
+        reference.TVERSKY,
+        logits,
+        target,
+        alpha,
+        beta,
+        1.0,
+        eps,
+        reduce_over,
+        include_background,
+        ignore_index,
+        weight,
     )
 
 
@@ -289,7 +318,16 @@ def focal_tversky_loss(
     Source: Budak et al. 2021, Eq. 8 and 9; Abraham and Khan 2019 (who swap alpha and beta).
     """
     return _region_loss(
-        reference.TVERSKY, logits, target, alpha, beta, gamma, eps, reduce_over, include_background, ignore_index,
+        reference.TVERSKY,
+        logits,
+        target,
+        alpha,
+        beta,
+        gamma,
+        eps,
+        reduce_over,
+        include_background,
+        ignore_index,
         weight,
     )
 
@@ -354,8 +392,14 @@ def generalized_dice_loss(
     Source: Sudre et al. 2017; Budak et al. 2021, Eq. 4 and 5.
     """
     return _region_loss(
-        reference.GENERALIZED_DICE, logits, target, eps=eps, reduce_over=reduce_over,
-        include_background=include_background, ignore_index=ignore_index, weight=weight,
+        reference.GENERALIZED_DICE,
+        logits,
+        target,
+        eps=eps,
+        reduce_over=reduce_over,
+        include_background=include_background,
+        ignore_index=ignore_index,
+        weight=weight,
     )
 
 
@@ -388,10 +432,14 @@ def cross_entropy_loss(
 
 # ---- ops ------------------------------------------------------------------------------------------------
 
-_OPTIONS = "int kind, float alpha, float beta, float gamma, float eps, bool pool_batch, bool include_background"
+_OPTIONS = (
+    "int kind, float alpha, float beta, float gamma, float eps, bool pool_batch, bool include_background"
+)
 
 
-def _sums_backward_kernel(grad_sums: Tensor, logits: Tensor, target: Tensor, ignore_index: int | None) -> Tensor:
+def _sums_backward_kernel(
+    grad_sums: Tensor, logits: Tensor, target: Tensor, ignore_index: int | None
+) -> Tensor:
     found = reference.region_sums_backward(grad_sums, logits, target, ignore_index)
     return torch.empty_like(logits).copy_(found)
 

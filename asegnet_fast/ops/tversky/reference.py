@@ -75,7 +75,9 @@ def region_sums(logits: Tensor, target: Tensor, ignore_index: int | None) -> Ten
     return torch.stack(Sums(tp, fp, fn, hit.sum(2).to(tp.dtype), sum_p2, ce))
 
 
-def region_sums_backward(grad_sums: Tensor, logits: Tensor, target: Tensor, ignore_index: int | None) -> Tensor:
+def region_sums_backward(
+    grad_sums: Tensor, logits: Tensor, target: Tensor, ignore_index: int | None
+) -> Tensor:
     """d loss / d logits from d loss / d sums; differentiable in `grad_sums` and `logits`."""
     z, hit, valid = _read(logits, target, ignore_index)
     g = Sums(*grad_sums.unsqueeze(-1).unbind(0))
@@ -204,4 +206,6 @@ def region_loss_backward(
     """d loss / d logits from grad = d / d loss. Differentiable in `grad` and `logits`; as a function of `logits`
     it also follows the coefficients, which are therefore made anew, and `coefficients` itself has no gradient."""
     sums = region_sums(logits, target, ignore_index)
-    return region_sums_backward(grad * loss_coefficients(sums, weight, *options), logits, target, ignore_index)
+    return region_sums_backward(
+        grad * loss_coefficients(sums, weight, *options), logits, target, ignore_index
+    )

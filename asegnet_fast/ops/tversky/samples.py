@@ -42,7 +42,9 @@ def lay_out(t: Tensor, layout: str) -> Tensor:
     return t
 
 
-def labels(shape: tuple[int, ...], classes: int, dtype: torch.dtype, g: torch.Generator, ignored: bool) -> Tensor:
+def labels(
+    shape: tuple[int, ...], classes: int, dtype: torch.dtype, g: torch.Generator, ignored: bool
+) -> Tensor:
     t = torch.randint(0, classes, shape, generator=g)
     if ignored and dtype != torch.bool:
         t = torch.where(torch.rand(shape, generator=g) < 0.2, IGNORED, t)
@@ -106,7 +108,11 @@ def loss_inputs(dtype: torch.dtype = torch.float32, device: str = "cpu") -> Iter
     """(name, arguments of the op region_loss): each kind of loss in one layout, the others taking turns."""
     kinds = list(OPTIONS)
     for i, (name, (logits, target, ignore_index)) in enumerate(inputs(dtype, device)):
-        every = name.startswith("tiny") or name in ("two_classes-contiguous", "five_classes-channels_last", "saturated")
+        every = name.startswith("tiny") or name in (
+            "two_classes-contiguous",
+            "five_classes-channels_last",
+            "saturated",
+        )
         for j, kind in enumerate(kinds if every else (kinds[i % len(kinds)],)):
             weight = class_weights(max(logits.shape[1], 2), dtype, device) if (i + j) % 2 else None
             yield f"{name}-{kind}", (logits, target, weight, ignore_index, *OPTIONS[kind])
@@ -117,7 +123,10 @@ def exact_loss_inputs(dtype: torch.dtype = torch.float32, device: str = "cpu") -
     for name, (logits, target, ignore_index) in exact_inputs(dtype, device):
         for kind in ("tversky", "focal", "cross_entropy"):
             loss, alpha, beta, gamma, _, *reduction = OPTIONS[kind]
-            yield f"{name}-{kind}", (logits, target, None, ignore_index, loss, alpha, beta, gamma, 1e-30, *reduction)
+            yield (
+                f"{name}-{kind}",
+                (logits, target, None, ignore_index, loss, alpha, beta, gamma, 1e-30, *reduction),
+            )
 
 
 def sums_inputs(dtype: torch.dtype = torch.float32, device: str = "cpu") -> Iterator[tuple[str, tuple]]:
@@ -145,6 +154,7 @@ def exact_sums_inputs(dtype: torch.dtype = torch.float32, device: str = "cpu") -
     for name, sums in rows.items():
         for kind in ("tversky", "focal", "focal-batch-foreground", "cross_entropy"):
             loss, alpha, beta, gamma, _, *reduction = OPTIONS[kind]
-            yield f"{name}-{kind}", (
-                torch.stack(sums).to(device, dtype), None, loss, alpha, beta, gamma, 1e-30, *reduction
+            yield (
+                f"{name}-{kind}",
+                (torch.stack(sums).to(device, dtype), None, loss, alpha, beta, gamma, 1e-30, *reduction),
             )

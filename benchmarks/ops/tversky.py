@@ -1,0 +1,95 @@
+"""Softmax with focal Tversky, generalised Dice and cross-entropy against their plain PyTorch forms."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+import asegnet_fast as af
+from asegnet_fast.ops.tversky import op, reference
+from benchmarks.common import DTYPES, SIZE, Case, generator, nbytes
+
+IMAGES = 16  # of the paper's batch
+CLASSES = (2, 4)
+
+
+def _inputs(classes: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    g = generator(classes)
+    shape = (IMAGES, SIZE, SIZE)
+    logits = 2 * torch.randn(IMAGES, classes, SIZE, SIZE, generator=g)
+    return logits.to(device), torch.randint(0, classes, shape, generator=g).to(device)
+
+
+def _probabilities(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    p = logits.float().softmax(1)
+    return p, F.one_hot(target, p.shape[1]).movedim(-1, 1).to(p.dtype)
+
+
+def _torch_focal_tversky(logits: Tensor, target: Tensor) -> Tensor:
+    p, g = _probabilities(logits, target)
+    tp, sum_p, sum_g = (p * g).sum((2, 3)), p.sum((2, 3)), g.sum((2, 3))
+    index = (tp + op.EPS) / (tp + op.ALPHA * (sum_p - tp) + op.BETA * (sum_g - tp) + op.EPS)
+    return ((1 - index) ** (1 / op.GAMMA)).sum(1).mean()
+
+
+def _torch_generalized_dice(logits: Tensor, target: Tensor) -> Tensor:
+    p, g = _probabilities(logits, target)
+    eps = op.EPS_GENERALIZED_DICE
+    w = 1 / g.sum((2, 3)).square().clamp(min=eps)
+    numerator = 2 * (w * (p * g).sum((2, 3))).sum(1) + eps
+    return (1 - numerator / ((w * (p * p + g).sum((2, 3))).sum(1) + eps)).mean()
+
+
+def _torch_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
+    return F.cross_entropy(logits.float(), target)
+
+
+def _reference(kind: int, gamma: float, eps: float) -> Callable[[Tensor, Tensor], Tensor]:
+    options = (kind, op.ALPHA, op.BETA, gamma, eps, False, True)
+    return lambda logits, target: reference.region_loss(logits, target, None, None, *options)[0]
+
+
+#: name -> (ours, reference, peer)
+_LOSSES = {
+    "focal_tversky": (
+        af.focal_tversky_loss,
+        _reference(reference.TVERSKY, op.GAMMA, op.EPS),
+        _torch_focal_tversky,
+    ),
+    "generalized_dice": (
+        af.generalized_dice_loss,
+        _reference(reference.GENERALIZED_DICE, 1.0, op.EPS_GENERALIZED_DICE),
+        _torch_generalized_dice,
+    ),
+    "cross_entropy": (
+        af.cross_entropy_loss,
+        _reference(reference.CROSS_ENTROPY, 1.0, op.EPS),
+        _torch_cross_entropy,
+    ),
+}
+
+
+def cases(batch: int) -> Iterator[Case]:
+    """Each loss of 16 images, whatever `batch` the feature maps have: logits are small beside those."""
+    for name, (ours, exact, peer) in _LOSSES.items():
+        for classes in CLASSES:
+            shape = (IMAGES, classes, SIZE, SIZE)
+            for dtype in DTYPES:
+                read = nbytes(shape, dtype) + nbytes((IMAGES, SIZE, SIZE), torch.int64)
+                yield Case(
+                    op="tversky",
+                    name=f"{name} {classes}x{SIZE}x{SIZE}",
+                    dtype=dtype,
+                    shapes={"logits": shape},
+                    inputs=lambda device, classes=classes: _inputs(classes, device),
+                    ours=ours,
+                    reference=exact,
+                    peer=peer,
+                    gradients_of=(0,),
+                    bytes_moved={"forward": read, "backward": read + nbytes(shape, dtype)},
+                    compiled=classes == 2 and name == "focal_tversky",
+                    quick=classes == 2,
+                )
