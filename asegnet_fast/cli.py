@@ -272,6 +272,7 @@ def _write_tables(summary: dict[str, Any], run: Path, reporter: Reporter) -> Non
 
     write_tables(summary, run)
     reporter.console.print(terminal_table(summary))
+    reporter.say("Percent, pooled over all test slices; in brackets the paper's Table 1.")
     for line in standing(summary):
         reporter.say(line)
     reporter.say(f"wrote {run / 'summary.json'}, {run / 'table1.md'}, {run / 'table1.csv'}")

@@ -159,8 +159,7 @@ def terminal_table(summary: dict[str, Any]) -> Table:
     from rich import box
     from rich.table import Table
 
-    caption = "percent, pooled over all test slices; in brackets: the paper's Table 1"
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, caption=caption, caption_justify="left")
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for i, heading in enumerate(("Model", "Loss", "Dice", "Sens.", "Spec.")):
         table.add_column(heading, justify="left" if i < 2 else "right", no_wrap=True)
     for row in summary["rows"]:
