@@ -24,7 +24,8 @@ def replacing(path: Path) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # The suffix stays, because it decides how some writers write.
+    temporary = path.with_name(f".{os.getpid()}.{path.name}")
     try:
         yield temporary
         with open(temporary, "rb") as stream:

@@ -5,9 +5,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from asegnet_fast.data import write_phantom
 from rich.console import Console
 
+from asegnet_fast.data import write_phantom
 from asegnet_fast.training.config import Settings
 from asegnet_fast.training.crossval import cross_validate, load_data
 from asegnet_fast.training.progress import Reporter

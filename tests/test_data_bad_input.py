@@ -110,8 +110,8 @@ DAMAGES = [
     (_with_voxel(np.nan), "1 voxels that are NaN or infinite"),
     (_with_voxel(-np.inf), "1 voxels that are NaN or infinite"),
     (lambda path: write(path, hu_volume((40, 36, 5))), "40 x 36 x 5"),
-    (lambda path: write(path, hu_volume()[:, :, 0]), "expected three dimensions, came shape 40 x 36"),
-    (lambda path: write(path, np.stack([hu_volume()] * 2, -1)), "came shape 40 x 36 x 6 x 2"),
+    (lambda path: write(path, hu_volume()[:, :, 0]), "expected three dimensions, got shape 40 x 36"),
+    (lambda path: write(path, np.stack([hu_volume()] * 2, -1)), "got shape 40 x 36 x 6 x 2"),
     (
         lambda path: write(path, hu_volume(), SANE + 20 * np.eye(4, k=3)),
         "puts a corner of the volume 20 mm away",
@@ -164,10 +164,10 @@ def test_random_damage_never_shows_another_exception(tmp_path):
 @pytest.mark.parametrize(
     ("mask", "said"),
     [
-        (blob_mask() * np.float32(0.5), "expected whole labels from 0, came 0.5"),
-        (blob_mask().astype(np.int16) * np.int16(-3), "expected whole labels from 0, came -3"),
+        (blob_mask() * np.float32(0.5), "expected whole labels from 0, got 0.5"),
+        (blob_mask().astype(np.int16) * np.int16(-3), "expected whole labels from 0, got -3"),
         (np.where(blob_mask() > 0, np.float32(np.nan), 0), "NaN"),
-        (blob_mask((40, 36, 7)), "expected the shape of images/case2.nii.gz, 40 x 36 x 6, came 40 x 36 x 7"),
+        (blob_mask((40, 36, 7)), "expected the shape of images/case2.nii.gz, 40 x 36 x 6, got 40 x 36 x 7"),
     ],
 )
 def test_a_bad_mask_is_one_line_that_names_it(tmp_path, mask, said):
@@ -181,7 +181,7 @@ def test_too_many_labels_to_keep_apart(tmp_path):
     write_set(tmp_path, files=1)
     mask = np.arange(40 * 36 * 6, dtype=np.int16).reshape(40, 36, 6) % 300
     write(tmp_path / "masks/case1.nii.gz", mask)
-    assert "masks/case1.nii.gz: expected at most 255 labels to keep apart, came 299" in complaint(
+    assert "masks/case1.nii.gz: expected at most 255 labels to keep apart, got 299" in complaint(
         tmp_path, labels="keep"
     )
     assert load_slices(tmp_path, size=16).num_classes == 2
@@ -192,7 +192,7 @@ def test_too_many_labels_in_all_files_together(tmp_path):
     ramp = np.arange(40 * 36 * 6, dtype=np.int16).reshape(40, 36, 6) % 200
     write(tmp_path / "masks/case1.nii.gz", ramp)
     write(tmp_path / "masks/case2.nii.gz", ramp + np.int16(100))
-    assert "came 299" in complaint(tmp_path, labels="keep")
+    assert "got 299" in complaint(tmp_path, labels="keep")
 
 
 def test_255_labels_can_be_kept_apart(tmp_path):
@@ -245,7 +245,7 @@ def _copy(old, new):
         (_copy(IMAGE, "tr_im.nii.gz"), "expected one layout"),
         (_copy(IMAGE, "imagesTr/a_0000.nii.gz"), "expected one layout"),
         (_copy(IMAGE, "images/case2.nii"), "expected one file per name"),
-        (_copy(MASK, "labels/case2.nii.gz"), "expected masks/ or labels/, came both"),
+        (_copy(MASK, "labels/case2.nii.gz"), "expected masks/ or labels/, got both"),
     ],
 )
 def test_files_without_partners_and_two_layouts(tmp_path, spoil, said):
@@ -258,8 +258,8 @@ def test_files_without_partners_and_two_layouts(tmp_path, spoil, said):
 @pytest.mark.parametrize(
     ("files", "said"),
     [
-        ([], "came none of them"),
-        (["notes.txt"], "came none of them"),
+        ([], "got none of them"),
+        (["notes.txt"], "got none of them"),
         (["tr_im.nii.gz"], "tr_im.nii.gz: expected its mask in tr_mask.nii.gz"),
         (["tr_mask.nii.gz"], "tr_mask.nii.gz: expected its image in tr_im.nii.gz"),
         (["rp_im/1.nii.gz"], "rp_msk: expected a folder"),
@@ -285,7 +285,7 @@ def test_folders_that_are_no_set(tmp_path, files, said):
 def test_a_root_that_is_no_folder(tmp_path):
     assert "nothing of that name" in complaint(tmp_path / "absent")
     (tmp_path / "file").write_text("x")
-    assert "came a file" in complaint(tmp_path / "file")
+    assert "got a file" in complaint(tmp_path / "file")
 
 
 def test_a_set_whose_cache_key_cannot_be_made(tmp_path):

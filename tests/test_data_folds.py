@@ -103,9 +103,10 @@ def test_the_file_brings_the_folds_back(tmp_path, split):
 
 
 def test_a_file_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").touch()
     slices = slice_set()
     with pytest.raises(DataError, match=r"folds.json: expected a place to write to"):
-        save_folds(tmp_path / "absent" / "folds.json", make_folds(slices), slices)
+        save_folds(tmp_path / "file" / "folds.json", make_folds(slices), slices)
 
 
 def _drop(content):
@@ -138,12 +139,12 @@ def _empty(content):
         (_drop, "expected every slice once, case.*is in no fold"),
         (_double, "expected every slice once, case.* is in fold 0 and fold 1"),
         (_foreign, "expected slices of the set, fold 1 has case.* slice 999"),
-        (_other_group, "expected group case.*, came somebody"),
+        (_other_group, "expected group case.*, got somebody"),
         (_move, "expected whole groups under split patient, case.* is in fold 0 and fold 1"),
         (_empty, "expected test slices in every fold, fold 1 has none"),
         (lambda content: content.update(fingerprint="0" * 64), "other data, groups or options"),
         (lambda content: content.pop("fingerprint"), "expected a fingerprint"),
-        (lambda content: content.update(k=4), "expected 4 folds, came 5"),
+        (lambda content: content.update(k=4), "expected 4 folds, got 5"),
         (lambda content: content.update(k="5"), "expected k of 2 or more"),
         (lambda content: content.update(seed=None), "expected a whole number as seed"),
         (lambda content: content.update(split="both"), "expected split patient or slice"),

@@ -281,7 +281,7 @@ def test_groups_csv(tmp_path):
             "file,first,last,patient\nimages/case1.nii.gz,0,3,a\nimages/case1.nii.gz,3,5,b\n",
             "line 3: expected ranges that do not overlap, slice 3",
         ),
-        ("file,first,last,patient\nimages/case1.nii.gz,0,3,a\n", "came none for images/case1.nii.gz slice 4"),
+        ("file,first,last,patient\nimages/case1.nii.gz,0,3,a\n", "got none for images/case1.nii.gz slice 4"),
     ],
 )
 def test_a_bad_groups_csv_is_one_line(tmp_path, text, said):

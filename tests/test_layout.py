@@ -111,9 +111,16 @@ def test_per_isa_code_uses_no_standard_library(path):
                 queue.append(target)
         for header in re.findall(r"#include <([^>]+)>", text):
             # isa.h reads the environment in an ordinary inline function of its own; the rest are C headers.
-            assert header in ("cstdint", "cstdlib", "cstring", "cstddef", "cmath", "cfloat", "new", "immintrin.h"), (
-                header
-            )
+            assert header in (
+                "cstdint",
+                "cstdlib",
+                "cstring",
+                "cstddef",
+                "cmath",
+                "cfloat",
+                "new",
+                "immintrin.h",
+            ), header
 
 
 def test_the_environment_is_read_in_one_place():

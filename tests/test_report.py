@@ -83,7 +83,7 @@ def test_pictures_are_drawn(summary, run_copy):
     for path in [*pictures, run_copy / "segnet--dl" / "fold0" / "progress.png"]:
         picture = imread(path)
         assert min(picture.shape[:2]) > 300 and picture[..., :3].std() > 0.05
-    assert not list(run_copy.rglob("*.tmp"))
+    assert not list(run_copy.rglob(".*"))
 
 
 def test_pictures_show_the_predictions_of_the_fold_that_tested_the_slice(summary, run_copy):

@@ -21,7 +21,7 @@ def cache_key(root: Path, files: list[str], options: dict) -> str:
         try:
             status = os.stat(root / name)
         except OSError as error:
-            raise DataError(f"{name}: expected a readable file, came {error.strerror}") from None
+            raise DataError(f"{name}: expected a readable file, got {error.strerror}") from None
         listed.append([name, status.st_size, status.st_mtime_ns])
     text = json.dumps([FORMAT_VERSION, listed, options], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
@@ -37,7 +37,7 @@ def cache_path(folder: str | os.PathLike, key: str) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise DataError(f"{folder}: expected a folder for the cache, came {error.strerror}") from None
+        raise DataError(f"{folder}: expected a folder for the cache, got {error.strerror}") from None
     return folder / f"slices-{key[:32]}.npz"
 
 

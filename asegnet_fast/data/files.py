@@ -1,28 +1,21 @@
-"""Writing a file so that it is either whole or not there."""
+"""Writing a data file whole or not at all, with the data package's own complaint."""
+
+from __future__ import annotations
 
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from asegnet_fast import files
 from asegnet_fast.data.errors import DataError
 
 
 @contextmanager
 def replacing(path: str | os.PathLike) -> Iterator[Path]:
-    """Yields a temporary name beside `path` to write to, then renames it; on an error `path` stays as it was.
-
-    Raises:
-        DataError: the file cannot be written.
-    """
-    path = Path(path)
-    # The suffix stays, because it decides how some writers write.
-    temporary = path.with_name(f".{os.getpid()}.{path.name}")
+    """`asegnet_fast.files.replacing`, whose failure to write is a `DataError`."""
     try:
-        try:
+        with files.replacing(Path(path)) as temporary:
             yield temporary
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
     except OSError as error:
-        raise DataError(f"{path}: expected a place to write to, came {error.strerror or error}") from None
+        raise DataError(f"{path}: expected a place to write to, got {error.strerror or error}") from None

@@ -144,11 +144,11 @@ def load_folds(path: str | os.PathLike, slices: SliceSet) -> Folds:
         text = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
-        raise DataError(f"{path}: expected a folds file, came {reason}") from None
+        raise DataError(f"{path}: expected a folds file, got {reason}") from None
     split, k, seed, parts = _checked_head(text, path)
     if text["fingerprint"] != slices.fingerprint:
         raise DataError(
-            f"{path}: expected folds of this data (fingerprint {slices.fingerprint[:12]}), came folds of "
+            f"{path}: expected folds of this data (fingerprint {slices.fingerprint[:12]}), got folds of "
             f"other data, groups or options ({str(text['fingerprint'])[:12]})"
         )
     position = {case: i for i, case in enumerate(zip(slices.sources, slices.indices, strict=True))}
@@ -168,7 +168,7 @@ def load_folds(path: str | os.PathLike, slices: SliceSet) -> Folds:
                     f"{path}: expected every slice once, {case} is in fold {seen[at]} and fold {fold}"
                 )
             if group != slices.groups[at]:
-                raise DataError(f"{path}: expected group {slices.groups[at]} for {case}, came {group}")
+                raise DataError(f"{path}: expected group {slices.groups[at]} for {case}, got {group}")
             if split == "patient" and home.setdefault(group, fold) != fold:
                 raise DataError(
                     f"{path}: expected whole groups under split patient, {group} is in fold {home[group]} "
@@ -188,9 +188,9 @@ def load_folds(path: str | os.PathLike, slices: SliceSet) -> Folds:
 def _checked_head(text: object, path: Path) -> tuple[str, int, int, list[list[tuple[str, int, str]]]]:
     """Checks types and counts, so that everything after it can rely on them."""
 
-    def need(condition: bool, expected: str, came: object) -> None:
+    def need(condition: bool, expected: str, got: object) -> None:
         if not condition:
-            raise DataError(f"{path}: expected {expected}, came {str(came)[:80]}")
+            raise DataError(f"{path}: expected {expected}, got {str(got)[:80]}")
 
     def whole(value: object) -> bool:
         return isinstance(value, int) and not isinstance(value, bool)

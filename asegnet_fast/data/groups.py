@@ -39,33 +39,33 @@ def read_groups(path: str | os.PathLike, slice_counts: dict[str, int]) -> dict[s
         with open(path, newline="", encoding="utf-8-sig") as file:
             rows = [(number, row) for number, row in enumerate(csv.reader(file), 1) if row]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{path}: expected a readable CSV of groups, came {_reason(error)}") from None
+        raise DataError(f"{path}: expected a readable CSV of groups, got {_reason(error)}") from None
     header = tuple(cell.strip() for cell in rows[0][1]) if rows else ()
     if header != _COLUMNS:
         raise DataError(
-            f"{path}: expected the header {','.join(_COLUMNS)}, came {','.join(header) or 'nothing'}"
+            f"{path}: expected the header {','.join(_COLUMNS)}, got {','.join(header) or 'nothing'}"
         )
     ranges: dict[str, list[GroupRange]] = {}
     for number, row in rows[1:]:
         where = f"{path} line {number}"
         if len(row) != len(_COLUMNS):
-            raise DataError(f"{where}: expected {len(_COLUMNS)} columns, came {len(row)}")
+            raise DataError(f"{where}: expected {len(_COLUMNS)} columns, got {len(row)}")
         file, first, last, patient = (cell.strip() for cell in row)
         file = file.replace("\\", "/").removeprefix("./")
         if file not in slice_counts:
-            raise DataError(f"{where}: expected an image file of the set, came {file!r}")
+            raise DataError(f"{where}: expected an image file of the set, got {file!r}")
         if not (first.isdecimal() and last.isdecimal()):
             raise DataError(
-                f"{where}: expected slice numbers from 0 for first and last, came {first!r} and {last!r}"
+                f"{where}: expected slice numbers from 0 for first and last, got {first!r} and {last!r}"
             )
         new = GroupRange(int(first), int(last), patient)
         if not new.first <= new.last < slice_counts[file]:
             raise DataError(
                 f"{where}: expected first <= last <= {slice_counts[file] - 1} for {file}, "
-                f"came {first} and {last}"
+                f"got {first} and {last}"
             )
         if not patient:
-            raise DataError(f"{where}: expected a patient, came an empty cell")
+            raise DataError(f"{where}: expected a patient, got an empty cell")
         for old in ranges.setdefault(file, []):
             if new.first <= old.last and old.first <= new.last:
                 raise DataError(
@@ -90,7 +90,7 @@ def assign_groups(
         patients = [r.patient for r in ranges.get(source, ()) if r.first <= index <= r.last]
         if not patients:
             raise DataError(
-                f"{path}: expected a patient for every slice used, came none for {source} slice {index}"
+                f"{path}: expected a patient for every slice used, got none for {source} slice {index}"
             )
         groups.append(patients[0])
     return tuple(groups)

@@ -60,7 +60,7 @@ def intensity_range(volume: Volume, intensity: str = "auto") -> IntensityRange:
     # NaN passes through min and max; an infinity is one of them.
     if not (np.isfinite(smallest) and np.isfinite(largest)):
         bad = int(data.size - np.count_nonzero(np.isfinite(data)))
-        raise DataError(f"{volume.name}: expected finite values, came {bad} voxels that are NaN or infinite")
+        raise DataError(f"{volume.name}: expected finite values, got {bad} voxels that are NaN or infinite")
     hu = looks_like_hu(data)
     if intensity == "hu" or (intensity == "auto" and hu):
         remark = None if hu else "do not look like Hounsfield units; windowed as if they were"

@@ -40,12 +40,12 @@ def discover(root: str | os.PathLike) -> tuple[list[Pair], list[str]]:
     """
     root = Path(root)
     if not os.path.isdir(root):
-        came = "a file" if os.path.exists(root) else "nothing of that name"
-        raise DataError(f"{root}: expected a folder with images and masks, came {came}")
+        got = "a file" if os.path.exists(root) else "nothing of that name"
+        raise DataError(f"{root}: expected a folder with images and masks, got {got}")
     try:
         names = sorted(os.listdir(root))
     except OSError as error:
-        raise DataError(f"{root}: expected a readable folder, came {error.strerror}") from None
+        raise DataError(f"{root}: expected a readable folder, got {error.strerror}") from None
     stems = {nifti_stem(name) for name in names}
     present = {
         "the paper's (tr_im, rp_im)": bool({"tr_im", "tr_mask"} & stems or {"rp_im", "rp_msk"} & set(names)),
@@ -54,8 +54,8 @@ def discover(root: str | os.PathLike) -> tuple[list[Pair], list[str]]:
     }
     found = [layout for layout, there in present.items() if there]
     if len(found) != 1:
-        came = "these together: " + ", ".join(found) if found else "none of them"
-        raise DataError(f"{root}: expected one layout of {_LAYOUTS}; came {came}")
+        got = "these together: " + ", ".join(found) if found else "none of them"
+        raise DataError(f"{root}: expected one layout of {_LAYOUTS}; got {got}")
     notes: list[str] = []
     if present["the paper's (tr_im, rp_im)"]:
         pairs = _paper_pairs(root, names, notes)
@@ -63,7 +63,7 @@ def discover(root: str | os.PathLike) -> tuple[list[Pair], list[str]]:
         pairs = _folder_pairs(root, "imagesTr", "labelsTr", notes, channel="_0000")
     else:
         if "masks" in names and "labels" in names:
-            raise DataError(f"{root}: expected masks/ or labels/, came both")
+            raise DataError(f"{root}: expected masks/ or labels/, got both")
         pairs = _folder_pairs(root, "images", "labels" if "labels" in names else "masks", notes)
     return pairs, notes
 
@@ -100,17 +100,17 @@ def _folder_pairs(root: Path, images: str, masks: str, notes: list[str], channel
         try:
             listed.append(_nifti_files(root, f"{folder}/", sorted(os.listdir(root / folder)), notes))
         except OSError as error:
-            raise DataError(f"{root / folder}: expected a readable folder, came {error.strerror}") from None
+            raise DataError(f"{root / folder}: expected a readable folder, got {error.strerror}") from None
     image_files, mask_files = listed
     if channel:
         for stem, path in image_files.items():
             if not stem.endswith(channel):
                 raise DataError(
-                    f"{root / path}: expected one channel per case, named <case>{channel}, came {stem}"
+                    f"{root / path}: expected one channel per case, named <case>{channel}, got {stem}"
                 )
         image_files = {stem[: -len(channel)]: path for stem, path in image_files.items()}
     if not image_files and not mask_files:
-        raise DataError(f"{root / images}: expected NIfTI files (.nii, .nii.gz), came none")
+        raise DataError(f"{root / images}: expected NIfTI files (.nii, .nii.gz), got none")
     return _match(root, image_files, f"{images}/", mask_files, f"{masks}/")
 
 
@@ -124,7 +124,7 @@ def _nifti_files(root: Path, folder: str, names: list[str], notes: list[str] | N
             if not name.startswith("."):
                 others.append(name)
         elif stem in files:
-            raise DataError(f"{root / folder / name}: expected one file per name, came also {files[stem]}")
+            raise DataError(f"{root / folder / name}: expected one file per name, got also {files[stem]}")
         else:
             files[stem] = folder + name
     if others and notes is not None:

@@ -207,10 +207,10 @@ def _decode(
             progress(done, len(pairs), pair.image)
     all_labels = sorted(set().union(*file_labels))
     if not all_labels:
-        raise DataError(f"{root}: expected a slice with a label above 0, came none in {len(pairs)} masks")
+        raise DataError(f"{root}: expected a slice with a label above 0, got none in {len(pairs)} masks")
     if labels == "keep":
         if len(all_labels) > 255:
-            raise DataError(f"{root}: expected at most 255 labels to keep apart, came {len(all_labels)}")
+            raise DataError(f"{root}: expected at most 255 labels to keep apart, got {len(all_labels)}")
         masks = [
             _renumbered(part, values, all_labels) for part, values in zip(masks, file_labels, strict=True)
         ]
@@ -254,32 +254,30 @@ def _coded_mask(mask: Volume, image: Volume, labels: str) -> tuple[list[int], np
     data = mask.data
     if data.dtype.kind == "f":
         if not np.isfinite(data).all():
-            raise DataError(
-                f"{mask.name}: expected whole labels from 0, came values that are NaN or infinite"
-            )
+            raise DataError(f"{mask.name}: expected whole labels from 0, got values that are NaN or infinite")
         whole = np.rint(data)
         # Scaled labels may miss a whole number by rounding.
         fractional = np.abs(data - whole) > 1e-4
         if fractional.any():
             raise DataError(
-                f"{mask.name}: expected whole labels from 0, came {float(data[fractional][0]):g}"
+                f"{mask.name}: expected whole labels from 0, got {float(data[fractional][0]):g}"
                 + _swapped_hint(image)
             )
         data = whole
     if data.min() < 0:
         raise DataError(
-            f"{mask.name}: expected whole labels from 0, came {data.min():g}" + _swapped_hint(image)
+            f"{mask.name}: expected whole labels from 0, got {data.min():g}" + _swapped_hint(image)
         )
     found = np.unique(data)
     if _looks_like_mask(image) and len(found) > len(np.unique(image.data)):
         raise DataError(
-            f"{mask.name}: expected labels, came {len(found)} different values" + _swapped_hint(image)
+            f"{mask.name}: expected labels, got {len(found)} different values" + _swapped_hint(image)
         )
     values = [int(value) for value in found if value > 0]
     if labels == "merge":
         return values, (data > 0).view(np.uint8)
     if len(values) > 255:
-        raise DataError(f"{mask.name}: expected at most 255 labels to keep apart, came {len(values)}")
+        raise DataError(f"{mask.name}: expected at most 255 labels to keep apart, got {len(values)}")
     return values, np.searchsorted(np.array([0, *values]), data).astype(np.uint8)
 
 

@@ -103,12 +103,12 @@ def read_volume(path: str | os.PathLike, name: str | None = None) -> Volume:
     path = Path(path)
     name = name or str(path)
     if os.path.isdir(path):
-        raise DataError(f"{name}: expected a NIfTI file, came a folder")
+        raise DataError(f"{name}: expected a NIfTI file, got a folder")
     if not os.path.isfile(path):
         raise DataError(f"{name}: expected a NIfTI file, found none")
     size = path.stat().st_size
     if size == 0:
-        raise DataError(f"{name}: expected a NIfTI file, came an empty one (0 bytes)")
+        raise DataError(f"{name}: expected a NIfTI file, got an empty one (0 bytes)")
     image = _open(path, name)
     # The proxy keeps what stands in the file; nibabel clears offset and scaling in the image's header.
     stored, affine = image.dataobj, np.array(image.affine, dtype=np.float64)
@@ -142,7 +142,7 @@ def write_volume(path: str | os.PathLike, data: np.ndarray, affine: np.ndarray) 
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise DataError(f"{path.parent}: expected a folder to write to, came {error.strerror}") from None
+        raise DataError(f"{path.parent}: expected a folder to write to, got {error.strerror}") from None
     with replacing(path) as temporary:
         nibabel.save(image, temporary)
 
@@ -156,7 +156,7 @@ def check_same_space(image: Volume, mask: Volume) -> None:
     if image.data.shape != mask.data.shape:
         raise DataError(
             f"{mask.name}: expected the shape of {image.name}, {_by(image.data.shape)}, "
-            f"came {_by(mask.data.shape)}"
+            f"got {_by(mask.data.shape)}"
         )
     if image.affine_problem or mask.affine_problem:
         return
@@ -166,7 +166,7 @@ def check_same_space(image: Volume, mask: Volume) -> None:
     allowed = 0.5 * nibabel.affines.voxel_sizes(image.affine).min()
     if apart > allowed:
         raise DataError(
-            f"{mask.name}: expected the affine of {image.name}, came one that puts a corner of the volume "
+            f"{mask.name}: expected the affine of {image.name}, got one that puts a corner of the volume "
             f"{apart:.4g} mm away"
         )
 
@@ -191,18 +191,18 @@ def _open(path: Path, name: str) -> nibabel.Nifti1Pair:
     finally:
         nibabel_log.setLevel(level)
     if not isinstance(image, nibabel.Nifti1Pair):
-        raise DataError(f"{name}: expected a NIfTI file, came {type(image).__name__}")
+        raise DataError(f"{name}: expected a NIfTI file, got {type(image).__name__}")
     return image
 
 
 def _checked_shape(stored, size: int, path: Path, name: str) -> tuple[int, int, int]:
     shape = tuple(int(n) for n in stored.shape)
     if stored.dtype.kind not in "iuf":
-        raise DataError(f"{name}: expected real numbers, came values of type {stored.dtype}")
+        raise DataError(f"{name}: expected real numbers, got values of type {stored.dtype}")
     if any(n < 1 for n in shape) or not shape:
-        raise DataError(f"{name}: expected a volume with voxels, came shape {_by(shape) or 'nothing'}")
+        raise DataError(f"{name}: expected a volume with voxels, got shape {_by(shape) or 'nothing'}")
     if len(shape) < 3 or any(n != 1 for n in shape[3:]):
-        raise DataError(f"{name}: expected three dimensions, came shape {_by(shape)}")
+        raise DataError(f"{name}: expected three dimensions, got shape {_by(shape)}")
     claimed = math.prod(shape) * stored.dtype.itemsize
     most = size * (_MAX_GZIP_RATIO if _is_gzip(path) else 1)
     if not 0 <= stored.offset <= most:
@@ -234,16 +234,16 @@ def _read_bytes(path: Path, shape: tuple[int, ...], dtype: np.dtype, offset: int
             while _is_gzip(path) and (chunk := file.read(1 << 20)):
                 trailing += len(chunk)
                 if trailing > _MAX_TRAILING_BYTES:
-                    raise DataError(f"{name}: expected {wanted:,} bytes of voxels, came far more")
+                    raise DataError(f"{name}: expected {wanted:,} bytes of voxels, got far more")
     except EOFError:
         raise DataError(
             f"{name}: expected {wanted:,} bytes of voxels (shape {_by(shape)}), the compressed data end early"
         ) from None
     except (OSError, zlib.error) as error:
-        raise DataError(f"{name}: expected a readable file, came damaged data ({error})") from None
+        raise DataError(f"{name}: expected a readable file, got damaged data ({error})") from None
     if got < wanted:
         raise DataError(
-            f"{name}: expected {wanted:,} bytes of voxels (shape {_by(shape)}), came {got:,}: truncated"
+            f"{name}: expected {wanted:,} bytes of voxels (shape {_by(shape)}), got {got:,}: truncated"
         )
     return raw
 

@@ -67,8 +67,15 @@ class AttentionGate(nn.Module):
 
     def forward(self, x: Tensor, g: Tensor, return_alpha: bool = False) -> Tensor | tuple[Tensor, Tensor]:
         out, alpha = attention_gate(
-            x, g, self.w_x.weight, self.w_g.weight, self.w_g.bias, self.psi.weight, self.psi.bias,
-            self.mode, self.upsample,
+            x,
+            g,
+            self.w_x.weight,
+            self.w_g.weight,
+            self.w_g.bias,
+            self.psi.weight,
+            self.psi.bias,
+            self.mode,
+            self.upsample,
         )
         return (out, alpha) if return_alpha else out
 

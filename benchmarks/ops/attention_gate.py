@@ -22,7 +22,9 @@ def _plain(
     return alpha * x, alpha
 
 
-def _inputs(shape: tuple[int, ...], gating: tuple[int, ...], f: int, device: torch.device) -> tuple[Tensor, ...]:
+def _inputs(
+    shape: tuple[int, ...], gating: tuple[int, ...], f: int, device: torch.device
+) -> tuple[Tensor, ...]:
     g = generator(shape[1])
     maps = torch.randn(shape, generator=g), torch.randn(gating, generator=g)
     return tuple(t.to(device) for t in (*maps, *samples.weights(shape[1], gating[1], f, g)))

@@ -198,7 +198,9 @@ def contract(op: Op) -> dict[str, Callable]:
         args = with_gradients(op, op.smooth(to_double(sample(op, name))))
         outs = lambda *a: tuple(as_tuple(op.call(*a))[i] for i in op.outputs)  # noqa: E731
         assert torch.autograd.gradcheck(outs, args)
-        assert torch.autograd.gradgradcheck(outs, args, fast_mode=True)  # one random direction: seconds, not minutes
+        assert torch.autograd.gradgradcheck(
+            outs, args, fast_mode=True
+        )  # one random direction: seconds, not minutes
 
     @test
     @pytest.mark.parametrize("name", small)

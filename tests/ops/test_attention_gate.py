@@ -70,7 +70,10 @@ GATE = Op(
     autocast=autocast_casts_everything,
     errors=[
         *((f"{n} not a tensor", wrong(i, 1.0), TypeError, n) for i, n in enumerate(NAMES)),
-        *((f"{n} integers", wrong(i, a.int()), TypeError, n) for i, (n, a) in enumerate(zip(NAMES, ARGS, strict=True))),
+        *(
+            (f"{n} integers", wrong(i, a.int()), TypeError, n)
+            for i, (n, a) in enumerate(zip(NAMES, ARGS, strict=True))
+        ),
         *((f"{n} dtype", wrong(i, ARGS[i].double()), TypeError, n) for i, n in enumerate(NAMES[1:], 1)),
         *((f"{n} device", wrong(i, ARGS[i].to("meta")), TypeError, n) for i, n in enumerate(NAMES[1:], 1)),
         *((f"{n} sparse", wrong(i, ARGS[i].to_sparse()), TypeError, n) for i, n in enumerate(NAMES)),
@@ -151,9 +154,13 @@ def test_mask_bits_and_the_plain_kernels():
             torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["nchw", "channels_last"])
+@pytest.mark.parametrize(
+    "layout", [torch.contiguous_format, torch.channels_last], ids=["nchw", "channels_last"]
+)
 def test_layout_is_kept(layout):
-    x, g = (torch.randn(s).contiguous(memory_format=layout).requires_grad_() for s in ((2, 3, 6, 4), (2, 5, 3, 2)))
+    x, g = (
+        torch.randn(s).contiguous(memory_format=layout).requires_grad_() for s in ((2, 3, 6, 4), (2, 5, 3, 2))
+    )
     out, alpha = af.attention_gate(x, g, *WEIGHTS)
     out.sum().backward()
     assert all(t.is_contiguous(memory_format=layout) for t in (out, x.grad, g.grad))

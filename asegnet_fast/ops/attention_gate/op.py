@@ -35,7 +35,9 @@ def _matrix(name: str, weight: Tensor, channels: int | None, source: str | None)
             raise wrong_value(name, "shape [F, C] or [F, C, 1, 1]", weight)
         weight = weight.flatten(1)
     if weight.shape[0] == 0 or weight.shape[1] != channels:
-        raise wrong_value(name, f"shape [F, {channels}] with F >= 1, since {source} has {channels} channels", weight)
+        raise wrong_value(
+            name, f"shape [F, {channels}] with F >= 1, since {source} has {channels} channels", weight
+        )
     return weight
 
 

@@ -29,7 +29,14 @@ _CASES = {
     "same-size": ((1, 5, 3, 2), (5, 7), (5, 7), "additive", "bilinear", "channels_last"),
     "same-size-multiplicative": ((2, 5, 3, 2), (3, 4), (3, 4), "multiplicative", "nearest", "nchw"),
     "odd-ratio": ((2, 7, 4, 17), (7, 11), (3, 4), "additive", "bilinear", "nchw"),
-    "odd-ratio-multiplicative": ((2, 16, 4, 17), (7, 11), (3, 4), "multiplicative", "bilinear", "channels_last"),
+    "odd-ratio-multiplicative": (
+        (2, 16, 4, 17),
+        (7, 11),
+        (3, 4),
+        "multiplicative",
+        "bilinear",
+        "channels_last",
+    ),
     "nearest": ((1, 16, 16, 8), (9, 5), (4, 3), "additive", "nearest", "channels_last"),
     "nearest-multiplicative": ((1, 3, 2, 3), (9, 5), (4, 3), "multiplicative", "nearest", "nchw"),
     "one-coarse-pixel": ((1, 4, 2, 3), (5, 6), (1, 1), "additive", "bilinear", "nchw"),
@@ -45,7 +52,9 @@ _CASES = {
 }
 
 
-def feature_map(shape: tuple[int, ...], layout: str, dtype: torch.dtype, device: str, g: torch.Generator) -> Tensor:
+def feature_map(
+    shape: tuple[int, ...], layout: str, dtype: torch.dtype, device: str, g: torch.Generator
+) -> Tensor:
     """Random [N, C, H, W]: "nchw", "channels_last", "transposed" (H and W swapped in memory) or "sliced"."""
     n, c, h, w = shape
     if layout == "transposed":
@@ -76,11 +85,15 @@ def integers(dtype: torch.dtype = torch.float32, device: str = "cpu") -> Iterato
         whole = fine == coarse or upsample == "nearest"
         halves = all(s == 2 * c for s, c in zip(fine, coarse, strict=True))
         # Half-precision PyTorch rounds s between its operations, which only whole numbers survive.
-        if layout in ("transposed", "sliced") or not (whole or (halves and dtype in (torch.float32, torch.float64))):
+        if layout in ("transposed", "sliced") or not (
+            whole or (halves and dtype in (torch.float32, torch.float64))
+        ):
             continue
         g = torch.Generator().manual_seed(13)
         shapes = ((n, cx, *fine), (n, cg, *coarse), (f, cx), (f, cg), (f,), (f,))
-        x, gating, w_x, w_g, b_g, w_psi = (torch.randint(-1, 2, s, generator=g).to(device, dtype) for s in shapes)
+        x, gating, w_x, w_g, b_g, w_psi = (
+            torch.randint(-1, 2, s, generator=g).to(device, dtype) for s in shapes
+        )
         if layout == "channels_last":
             x, gating = (t.contiguous(memory_format=torch.channels_last) for t in (x, gating))
         b_psi = torch.zeros(1, dtype=dtype, device=device)
