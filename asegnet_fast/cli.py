@@ -76,7 +76,7 @@ def crossval(
         bool | None,
         _option(
             "final_relu",
-            "Batch normalisation and ReLU on the logits, or none (default).",
+            "Batch normalisation and ReLU on the logits, as in MATLAB's SegNet (default), or none.",
             "--final-relu/--no-final-relu",
         ),
     ] = None,
@@ -164,6 +164,7 @@ def demo(
 # (focal) Tversky losses stay where every pixel is background.
 DEMO: dict[str, Any] = {
     "losses": ("gdl",),
+    "final_relu": False,
     "widths": (8, 16, 32, 32),
     "convs": (2, 2, 2, 2),
     "folds": 3,

@@ -84,7 +84,7 @@ class Settings:
     widths: tuple[int, ...] | None = None
     convs: tuple[int, ...] | None = None
     decoder_relu: bool = True
-    final_relu: bool = False
+    final_relu: bool = True
     join: str = "concat"
     gate_mode: str = "additive"
     split: str = "patient"
