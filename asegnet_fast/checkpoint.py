@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from asegnet_fast.errors import InputError
 from asegnet_fast.files import replacing
 
 FORMAT = "asegnet_fast checkpoint 1"
@@ -37,7 +38,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
-        raise ValueError(f"{path}: expected a checkpoint, got nothing (no such file)") from None
+        raise InputError(f"{path}: expected a checkpoint, got nothing (no such file)") from None
     except (
         OSError,
         EOFError,
@@ -48,11 +49,11 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         zipfile.BadZipFile,
     ) as error:
         # torch's own text can be pages long; its kind says enough.
-        raise ValueError(
+        raise InputError(
             f"{path}: expected a whole checkpoint, got a damaged file ({type(error).__name__})"
         ) from None
     if not isinstance(content, dict) or content.get("format") != FORMAT or not KEYS <= set(content):
-        raise ValueError(f"{path}: expected a checkpoint written by asegnet-fast, got another file")
+        raise InputError(f"{path}: expected a checkpoint written by asegnet-fast, got another file")
     return content
 
 

@@ -1,7 +1,8 @@
 """The program `asegnet-fast`.
 
 Exit status: 0 done; 2 wrong usage or input, with one line that names the option or file; 130 interrupted;
-1 anything else. torch and matplotlib are imported inside the commands, so that `--help` is quick.
+1 anything else, the program's own faults among it. matplotlib is imported where pictures are drawn; torch comes with
+the package, because importing that registers the operations.
 """
 
 from __future__ import annotations
@@ -9,13 +10,15 @@ from __future__ import annotations
 import dataclasses
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from asegnet_fast.training.config import CHOICES, MODELS, Settings, option, read_settings
+from asegnet_fast.errors import InputError
+from asegnet_fast.training.config import CHOICES, MODELS, Settings, convert, option, read_settings
 from asegnet_fast.training.losses import SPELLING
 
 if TYPE_CHECKING:
@@ -23,6 +26,7 @@ if TYPE_CHECKING:
     from asegnet_fast.training.progress import Reporter
 
 PROGRAM = "asegnet-fast"
+TRACEBACK = "ASEGNET_FAST_TRACEBACK"
 # typer brings its own copy of click or the installed one, by version; its public exception leads to either's base.
 UsageError = typer.BadParameter.__base__
 
@@ -41,7 +45,9 @@ def _option(name: str, help: str, *flags: str) -> Any:
     default = {field.name: field.default for field in dataclasses.fields(Settings)}[name]
     if default not in (None, dataclasses.MISSING) and not isinstance(default, bool):
         help += f" [default: {','.join(default) if isinstance(default, tuple) else default}]"
-    metavar = "|".join(CHOICES[name]) if name in CHOICES else None
+    # Numbers are taken as text and converted with the YAML file's, so that both are refused in the same words.
+    kind = {field.name: field.type for field in dataclasses.fields(Settings)}[name]
+    metavar = "|".join(CHOICES[name]) if name in CHOICES else {"int": "N", "float": "X"}.get(str(kind))
     return typer.Option(*(flags or (option(name),)), help=help, show_default=False, metavar=metavar)
 
 
@@ -85,7 +91,7 @@ def crossval(
     split: Annotated[
         str | None, _option("split", "Keep patients whole (honest), or shuffle slices (the paper's, leaky).")
     ] = None,
-    folds: Annotated[int | None, _option("folds", "Number of folds.")] = None,
+    folds: Annotated[str | None, _option("folds", "Number of folds.")] = None,
     groups: Annotated[
         str | None, _option("groups", "CSV file,first,last,patient: which slices are one patient's.")
     ] = None,
@@ -95,13 +101,13 @@ def crossval(
     cache: Annotated[
         str | None, _option("cache", "Folder that keeps decoded slices for the next start.")
     ] = None,
-    size: Annotated[int | None, _option("size", "Side of the slices in pixels.")] = None,
-    epochs: Annotated[int | None, _option("epochs", "Passes over the training slices.")] = None,
-    batch_size: Annotated[int | None, _option("batch_size", "Slices in a step.")] = None,
-    lr: Annotated[float | None, _option("lr", "Learning rate at the start.")] = None,
-    lr_halve_every: Annotated[int | None, _option("lr_halve_every", "Epochs until it is halved.")] = None,
-    momentum: Annotated[float | None, _option("momentum", "Momentum of SGD.")] = None,
-    weight_decay: Annotated[float | None, _option("weight_decay", "Weight decay of SGD.")] = None,
+    size: Annotated[str | None, _option("size", "Side of the slices in pixels.")] = None,
+    epochs: Annotated[str | None, _option("epochs", "Passes over the training slices.")] = None,
+    batch_size: Annotated[str | None, _option("batch_size", "Slices in a step.")] = None,
+    lr: Annotated[str | None, _option("lr", "Learning rate at the start.")] = None,
+    lr_halve_every: Annotated[str | None, _option("lr_halve_every", "Epochs until it is halved.")] = None,
+    momentum: Annotated[str | None, _option("momentum", "Momentum of SGD.")] = None,
+    weight_decay: Annotated[str | None, _option("weight_decay", "Weight decay of SGD.")] = None,
     inner_validation: Annotated[
         float | None,
         _option(
@@ -109,7 +115,7 @@ def crossval(
             "Share of the training part set aside to choose checkpoint_best.pt; 0 for none.",
         ),
     ] = None,
-    seed: Annotated[int | None, _option("seed", "Decides folds, weights and the order of slices.")] = None,
+    seed: Annotated[str | None, _option("seed", "Decides folds, weights and the order of slices.")] = None,
     device: Annotated[str | None, _option("device", "auto, cpu, cuda or cuda:N.")] = None,
     precision: Annotated[
         str | None, _option("precision", "Number format of the network's arithmetic.")
@@ -138,7 +144,7 @@ def crossval(
 @app.command()
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for the synthetic data and the run.")] = Path("demo"),
-    seed: Annotated[int, typer.Option(help="Decides the data, folds, weights and order.")] = 0,
+    seed: Annotated[str, typer.Option(help="Decides the data, folds, weights and order.", metavar="N")] = "0",
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue the demo in --out.", show_default=False)
     ] = False,
@@ -149,13 +155,19 @@ def demo(
     minutes. Its numbers say that everything works, not how well the networks do.
     """
     from asegnet_fast.data import write_phantom
+    from asegnet_fast.training.crossval import check_run_folder
 
-    if out.exists() and not resume and not (out.is_dir() and not any(out.iterdir())):
-        raise ValueError(f"--out: expected a new or empty folder, got {out} (continue it with --resume)")
-    settings = Settings(data=str(out / "data"), out=str(out / "run"), seed=seed, **DEMO)
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        if not (out / "data").is_dir():
+            raise InputError(f"--out: expected a new or empty folder, got {out} with other files")
+        if not resume:
+            raise InputError(f"--out: expected a new or empty folder, got {out} (continue it with --resume)")
+    given = {"data": str(out / "data"), "out": str(out / "run"), "seed": seed}
+    settings = Settings(**convert(given), **DEMO)
+    check_run_folder(settings, resume)
     if not (out / "data").exists():
         unfinished = out / f".data.{os.getpid()}.tmp"
-        write_phantom(unfinished, **DEMO_DATA, seed=seed)
+        write_phantom(unfinished, **DEMO_DATA, seed=settings.seed)
         os.replace(unfinished, out / "data")
     _cross_validate(settings, resume)
 
@@ -192,9 +204,13 @@ def report(
     with Reporter() as reporter:
         summary = summarise_run(run)
         _write_tables(summary, run, reporter)
+        if data is None and not Path(settings.data).is_dir():
+            raise InputError(
+                f"--data: expected the run's data, got no folder {settings.data} (say where they are)"
+            )
         slices = _load(dataclasses.replace(settings, data=data or settings.data), reporter)
         if slices.fingerprint != config["data"]["fingerprint"]:
-            raise ValueError(f"{data or settings.data}: expected the data of the run {run}, got other slices")
+            raise InputError(f"{data or settings.data}: expected the data of the run {run}, got other slices")
         _write_figures(summary, run, slices, reporter)
 
 
@@ -222,7 +238,7 @@ def info() -> None:
 
 def _cross_validate(settings: Settings, resume: bool) -> None:
     from asegnet_fast.environment import check_backend, choose_device, keep_large_allocations
-    from asegnet_fast.training.crossval import check_run_folder, cross_validate
+    from asegnet_fast.training.crossval import check_network, check_run_folder, cross_validate
     from asegnet_fast.training.progress import Reporter
 
     keep_large_allocations()
@@ -230,6 +246,7 @@ def _cross_validate(settings: Settings, resume: bool) -> None:
     check_run_folder(settings, resume)
     device = choose_device(settings.device)
     check_backend(settings.backend, device)
+    check_network(settings)
     with Reporter() as reporter:
         try:
             slices = _load(settings, reporter)
@@ -265,6 +282,8 @@ def _draw_progress(folder: Path, row: Row) -> None:
     from asegnet_fast.report.figures import fold_progress
     from asegnet_fast.report.table import row_label
 
+    if (folder / "progress.png").exists():
+        return  # drawn before the run was resumed
     fold_progress(folder, f"{row_label(row.to_json())}, fold {folder.name.removeprefix('fold')}")
 
 
@@ -302,17 +321,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return status if isinstance(status, int) else 0
     except UsageError as error:
         message, status = error.format_message(), 2
-    except ValueError as error:
+    except InputError as error:
         message, status = str(error), 2
-    except RuntimeError as error:
-        from asegnet_fast.training.loop import TrainingError
-
-        if not isinstance(error, TrainingError):
-            raise
-        message, status = str(error), 1
     except OSError as error:
         message, status = f"{error.filename or 'input or output'}: {error.strerror or error}", 1
     except (typer.Abort, KeyboardInterrupt):
         message, status = "interrupted", 130
+    except Exception as error:
+        from asegnet_fast.training.loop import TrainingError
+
+        if isinstance(error, TrainingError):
+            message, status = str(error), 1
+        elif os.environ.get(TRACEBACK):
+            raise
+        else:
+            place = traceback.extract_tb(error.__traceback__)[-1]
+            where = f"{Path(place.filename).name}:{place.lineno}"
+            message = (
+                f"a fault of the program: {type(error).__name__}: {error} ({where}; {TRACEBACK}=1 shows all)"
+            )
+            status = 1
     print(f"{PROGRAM}: {' '.join(message.split())}", file=sys.stderr)
     return status

@@ -9,6 +9,8 @@ import sys
 from importlib import metadata
 from typing import Any
 
+from asegnet_fast.errors import InputError
+
 # glibc's mallopt parameters (malloc.h).
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 
@@ -68,13 +70,13 @@ def choose_device(name: str) -> str:
     if name == "auto":
         return "cuda" if count else "cpu"
     kind, _, index = name.partition(":")
-    if name == "cpu" or (kind == "cuda" and (not index or index.isdigit())):
+    if name == "cpu" or (kind == "cuda" and (not index or index.isdecimal())):
         if kind == "cuda" and int(index or 0) >= count:
-            raise ValueError(
+            raise InputError(
                 f"--device: expected a device that is there, got {name} ({count} CUDA devices found)"
             )
         return name
-    raise ValueError(f"--device: expected auto, cpu, cuda or cuda:N, got {name!r}")
+    raise InputError(f"--device: expected auto, cpu, cuda or cuda:N, got {name!r}")
 
 
 def check_backend(name: str, device: str) -> None:
@@ -90,7 +92,7 @@ def check_backend(name: str, device: str) -> None:
     for op, devices in af.backends().items():
         reason = devices[device.partition(":")[0]][name]
         if reason != "available":
-            raise ValueError(
+            raise InputError(
                 f"--backend: expected one that serves every operation, got {name} ({op}: {reason})"
             )
 

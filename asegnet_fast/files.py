@@ -10,6 +10,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from asegnet_fast.errors import InputError
+
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
@@ -55,11 +57,11 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ValueError(f"{path}: expected a JSON file, got nothing (no such file)") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path}: expected a JSON file, got an unreadable one ({error})") from None
+        raise InputError(f"{path}: expected a JSON file, got nothing (no such file)") from None
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise InputError(f"{path}: expected a JSON file, got an unreadable one ({error})") from None
     if not isinstance(value, dict):
-        raise ValueError(f"{path}: expected a JSON object, got {type(value).__name__}")
+        raise InputError(f"{path}: expected a JSON object, got {type(value).__name__}")
     return value
 
 
@@ -81,4 +83,4 @@ def read_csv(path: Path) -> list[dict[str, str]]:
         with open(path, newline="", encoding="utf-8") as stream:
             return list(csv.DictReader(stream))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"{path}: expected a CSV file, got an unreadable one ({error})") from None
+        raise InputError(f"{path}: expected a CSV file, got an unreadable one ({error})") from None

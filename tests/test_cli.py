@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -65,6 +66,76 @@ def test_a_users_error_is_one_line_and_status_2(arguments, said, capsys, tmp_pat
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--epochs", "x"], "--epochs: expected a whole number, got 'x'"),
+        (["--lr", "x"], "--lr: expected a number, got 'x'"),
+        (["--size", "5000"], "--size: expected a whole number from 1 to 4096, got 5000"),
+        (["--epochs", "9" * 20], "--epochs: expected a whole number from 1 to 1000000"),
+        (["--out", ""], "--out: expected a path, got ''"),
+        (["--data", ""], "--data: expected a path, got ''"),
+        (["--device", "cuda:²"], "--device: expected auto"),
+        # What only the network or the data can tell is refused before the run's folder is made, too: it would
+        # stand in the way of the corrected command.
+        (["--widths", "4,8,16"], "--widths, --convs: convs: expected as many entries"),
+        (["--size", "3"], "--size: expected at least 4, because each of the 2 sections halves it, got 3"),
+        (["--batch-size", "1000"], "--batch-size: expected at most"),
+        (["--folds", "100"], "folds: expected 2 to 4"),
+        (
+            ["--folds", "4", "--inner-validation", "0.5", "--batch-size", "12"],
+            "--batch-size: expected at most",
+        ),
+    ],
+)
+def test_a_refused_run_leaves_no_folder(options, said, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["crossval", "--data", data_folder(), "--out", "run", *TINY, *options]) == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1 and said in lines[0]
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("out", ["file", "file/run"])
+def test_out_in_place_of_a_file(out, capsys, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    for command in (["crossval", "--data", data_folder(), *TINY], ["demo"]):
+        assert cli.main([*command, "--out", str(tmp_path / out)]) == 2
+        assert "--out: expected a" in capsys.readouterr().err
+    assert snapshot(tmp_path) == {"file": b"mine"}
+
+
+def test_demo_resumes_only_a_demo(capsys, tmp_path):
+    (tmp_path / "thesis.txt").write_text("years of work")
+    assert cli.main(["demo", "--out", str(tmp_path), "--resume"]) == 2
+    assert "with other files" in capsys.readouterr().err
+    assert list(snapshot(tmp_path)) == ["thesis.txt"]
+
+
+def test_a_fault_of_the_program_is_told_apart_from_bad_input(capsys, monkeypatch):
+    def broken(*_):
+        raise ValueError("no user's doing")
+
+    monkeypatch.setattr(cli, "read_settings", broken)
+    monkeypatch.delenv("ASEGNET_FAST_TRACEBACK", raising=False)
+    assert cli.main(["crossval"]) == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1 and "ValueError: no user's doing (test_cli.py:" in lines[0]
+    monkeypatch.setenv("ASEGNET_FAST_TRACEBACK", "1")
+    with pytest.raises(ValueError, match="no user's doing"):
+        cli.main(["crossval"])
+
+
+def test_report_asks_for_data_that_are_gone(capsys, tmp_path):
+    shutil.copytree(finished_run(), tmp_path / "run")
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    config["settings"]["data"] = str(tmp_path / "gone")
+    (tmp_path / "run" / "config.json").write_text(json.dumps(config))
+    assert cli.main(["report", str(tmp_path / "run")]) == 2
+    assert "--data: expected the run's data" in capsys.readouterr().err
+    assert cli.main(["report", str(tmp_path / "run"), "--data", data_folder()]) == 0
+
+
 def test_crossval_from_a_file_then_report(tmp_path, capsys):
     file = tmp_path / "run.yaml"
     file.write_text(
@@ -101,7 +172,8 @@ def test_report_needs_the_runs_own_data(tmp_path, capsys):
     from asegnet_fast.data import write_phantom
 
     other = write_phantom(tmp_path / "other", patients=4, slices_per_patient=8, size=48, seed=9)
-    assert cli.main(["report", str(finished_run()), "--data", str(other)]) == 2
+    shutil.copytree(finished_run(), tmp_path / "run")
+    assert cli.main(["report", str(tmp_path / "run"), "--data", str(other)]) == 2
     assert "got other slices" in capsys.readouterr().err
 
 

@@ -15,7 +15,7 @@ def test_fractions_and_folder_names():
     assert Row("segnet", Loss.parse("dl-literal")).folder == "segnet--dl-literal"
 
 
-@pytest.mark.parametrize("numbers", ["x", "1/0", "5", "nan"])
+@pytest.mark.parametrize("numbers", ["x", "1/0", "5", "nan", "1e999999999"])
 def test_wrong_numbers_say_what_was_expected(numbers):
     with pytest.raises(ValueError, match=r"expected .*gamma.*, got"):
         Loss.parse(f"ftl:0.3:0.7:{numbers}")
@@ -56,6 +56,9 @@ def test_rows_the_paper_has_not(text):
         ("widths", (8, 0)),
         ("inner_validation", 0.6),
         ("seed", -1),
+        ("epochs", 10**7),
+        ("size", 5000),
+        ("cache", ""),
     ],
 )
 def test_settings_out_of_range_name_the_option(field, value):
@@ -80,10 +83,14 @@ def test_options_override_the_file(tmp_path):
         ("epoch: 3", "--epoch: expected one of the known options"),
         ("epochs: many", "--epochs: expected a whole number, got 'many'"),
         ("epochs: 2.5", "--epochs: expected a whole number"),
-        ("epochs: 0", "--epochs: expected a whole number >= 1, got 0"),
+        ("epochs: 0", "--epochs: expected a whole number from 1 to 1000000, got 0"),
         ("decoder-relu: 3", "--decoder-relu: expected true or false"),
         ("losses: [dl, xx]", "--losses: expected ce"),
         ("{", "expected YAML"),
+        ("data: 2020-13-45", "expected YAML"),
+        ("[" * 3000, "expected YAML"),
+        ("seed: 1" + "0" * 400, "--seed: expected a whole number"),
+        ("batch-size: 2\nbatch_size: 3", "--batch-size: expected each option once"),
         ("[1]", "expected option names"),
     ],
 )

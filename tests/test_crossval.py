@@ -10,6 +10,7 @@ import torch
 
 import asegnet_fast as af
 from asegnet_fast.checkpoint import load_network, normalised, read_checkpoint
+from asegnet_fast.errors import InputError
 from asegnet_fast.training.config import Row
 from asegnet_fast.training.crossval import load_data, summarise_run
 from asegnet_fast.training.loop import initial_network, inner_split
@@ -271,3 +272,46 @@ def test_share_outside_convolutions(tmp_path):
     slices = Slices(torch.from_numpy(data.images), torch.from_numpy(data.masks), np.array(data.groups), 2)
     share = outside_convolution(wanted, Row("segnet", Loss.parse("dl")), slices, np.arange(8))
     assert 0 < share["share"] < 1 and share["clock"] == "self CPU time"
+
+
+@pytest.mark.parametrize(
+    ("file", "text"),
+    [
+        ("config.json", "{}"),
+        ("config.json", "[" * 5000),
+        ("config.json", '{"settings": [], "data": {}, "environment": {}}'),
+        ("folds.json", "{}"),
+        (f"{ROW}/fold0/metrics.json", "{"),
+        (f"{ROW}/fold0/metrics.json", "{}"),
+    ],
+)
+def test_a_damaged_file_is_named(tmp_path, file, text):
+    out = tmp_path / "run"
+    shutil.copytree(finished_run(), out)
+    (out / file).write_text(text)
+    with pytest.raises(InputError) as caught:
+        run(out, resume=True, losses=("dl", "ftl:0.3:0.7:4/3"))
+    assert file.rpartition("/")[2] in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("file", "key", "value"),
+    [
+        ("config.json", "settings", {"epochs": 3}),
+        ("config.json", "settings", {"data": "d", "epochs": "many"}),
+        ("config.json", "settings", {"data": "d", "colour": "red"}),
+        (f"{ROW}/fold0/metrics.json", "counts", [[1, 2]]),
+        (f"{ROW}/fold0/metrics.json", "counts", "none"),
+        (f"{ROW}/fold0/metrics.json", "counts", [[[1, 2, 3, -4]]]),
+        (f"{ROW}/fold0/metrics.json", "test_indices", []),
+        (f"{ROW}/fold0/metrics.json", "seconds", None),
+        ("folds.json", "seed", 7),
+    ],
+)
+def test_a_file_with_a_wrong_value_is_named(tmp_path, file, key, value):
+    out = tmp_path / "run"
+    shutil.copytree(finished_run(), out)
+    content = json.loads((out / file).read_text())
+    (out / file).write_text(json.dumps(content | {key: value}))
+    with pytest.raises(InputError, match=file.rpartition("/")[2].replace(".", r"\.")):
+        run(out, resume=True, losses=("dl", "ftl:0.3:0.7:4/3"))

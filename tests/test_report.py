@@ -1,15 +1,24 @@
 """The table's cells and the pictures, made from a finished run's files."""
 
 import csv
+import io
 import json
 import shutil
 
 import numpy as np
 import pytest
 from matplotlib.image import imread
+from rich.console import Console
 
-from asegnet_fast.report.figures import _predictions, fold_progress, spread_slices, write_figures
-from asegnet_fast.report.table import loss_label, markdown, percent, records, write_tables
+from asegnet_fast.errors import InputError
+from asegnet_fast.report.figures import (
+    _predictions,
+    fold_progress,
+    spread_slices,
+    training_curves,
+    write_figures,
+)
+from asegnet_fast.report.table import loss_label, markdown, percent, records, terminal_table, write_tables
 from asegnet_fast.training.crossval import load_data, summarise_run
 from tests.program_runs import finished_run, settings
 
@@ -112,3 +121,29 @@ def test_a_damaged_history_is_named(summary, run_copy):
     (run_copy / "segnet--dl" / "fold0" / "history.csv").unlink()
     with pytest.raises(ValueError, match=r"history\.csv"):
         fold_progress(run_copy / "segnet--dl" / "fold0", "a title")
+
+
+@pytest.mark.parametrize("text", ["", "epoch\n1\n", "epoch,lr,loss\n1,2\n", None])
+def test_a_history_with_other_content_is_named(summary, run_copy, text):
+    path = run_copy / "segnet--dl" / "fold0" / "history.csv"
+    path.write_text("\n".join(path.read_text().splitlines()[:-1]) if text is None else text)
+    with pytest.raises(InputError, match=r"fold0/history\.csv: expected a line of numbers for each epoch"):
+        training_curves(run_copy, summary, run_copy / "curves.png")
+
+
+def test_another_folds_checkpoint_is_not_drawn(summary, run_copy):
+    row = run_copy / "segnet--dl"
+    shutil.copy(row / "fold1" / "checkpoint_last.pt", row / "fold0" / "checkpoint_last.pt")
+    with pytest.raises(InputError, match=r"fold0/checkpoint_last\.pt: expected this fold's"):
+        write_figures(run_copy, summary, load_data(settings(run_copy)))
+
+
+def test_the_terminal_table_fits_80_columns(summary):
+    console = Console(width=80, record=True, quiet=False, file=io.StringIO())
+    rows = [
+        row | {m: row[m] | {"pooled": 1.0} for m in ("dice", "sensitivity", "specificity")}
+        for row in summary["rows"]
+    ]
+    console.print(terminal_table(summary | {"rows": rows}))
+    text = console.export_text()
+    assert "…" not in text and "100.00 (89.61)" in text

@@ -10,6 +10,7 @@ import numpy as np
 from asegnet_fast.data.errors import DataError
 from asegnet_fast.data.files import replacing
 from asegnet_fast.data.medseg import SliceSet
+from asegnet_fast.errors import InputError
 
 SPLITS = ("patient", "slice")
 _FORMAT = "asegnet_fast folds 1"
@@ -47,7 +48,7 @@ class Folds:
 
     def _checked(self, fold: int) -> int:
         if not 0 <= fold < self.k:
-            raise ValueError(f"fold: expected 0 to {self.k - 1}, got {fold}")
+            raise InputError(f"fold: expected 0 to {self.k - 1}, got {fold}")
         return fold
 
 
@@ -70,14 +71,14 @@ def make_folds(slices: SliceSet, k: int = 5, split: str = "patient", seed: int =
         ValueError: k, split or seed outside its range.
     """
     if split not in SPLITS:
-        raise ValueError(f"split: expected one of {', '.join(SPLITS)}, got {split!r}")
+        raise InputError(f"split: expected one of {', '.join(SPLITS)}, got {split!r}")
     if seed < 0:
-        raise ValueError(f"seed: expected 0 or more, got {seed}")
+        raise InputError(f"seed: expected 0 or more, got {seed}")
     names = sorted(set(slices.groups))
     units = len(names) if split == "patient" else len(slices)
     if not 2 <= k <= units:
         what = "groups (patients or files)" if split == "patient" else "slices"
-        raise ValueError(f"folds: expected 2 to {units}, the number of {what} in the set, got {k}")
+        raise InputError(f"folds: expected 2 to {units}, the number of {what} in the set, got {k}")
     rng = np.random.default_rng(seed)
     if split == "slice":
         parts = np.array_split(rng.permutation(len(slices)), k)

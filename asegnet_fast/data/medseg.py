@@ -20,6 +20,7 @@ from asegnet_fast.data.intensity import (
 )
 from asegnet_fast.data.layout import Pair, discover
 from asegnet_fast.data.nifti import Volume, check_same_space, read_volume
+from asegnet_fast.errors import InputError
 
 LABELS = ("merge", "keep")
 SELECT = ("lesion", "all")
@@ -164,14 +165,14 @@ def load_image(
 
 def _check_options(size: int, intensity: str, labels: str = "merge", select: str = "lesion") -> None:
     if isinstance(size, bool) or not isinstance(size, int) or not 1 <= size <= 4096:
-        raise ValueError(f"size: expected a whole number from 1 to 4096, got {size!r}")
+        raise InputError(f"size: expected a whole number from 1 to 4096, got {size!r}")
     for name, value, allowed in (
         ("intensity", intensity, INTENSITIES),
         ("labels", labels, LABELS),
         ("select", select, SELECT),
     ):
         if value not in allowed:
-            raise ValueError(f"{name}: expected one of {', '.join(allowed)}, got {value!r}")
+            raise InputError(f"{name}: expected one of {', '.join(allowed)}, got {value!r}")
 
 
 def _decode(

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from asegnet_fast.data.nifti import write_volume
+from asegnet_fast.errors import InputError
 
 _FIELD_OF_VIEW_MM = 360.0
 _SLICE_SPACING_MM = 5.0
@@ -47,7 +48,7 @@ def write_phantom(
         ("seed", seed, 0),
     ):
         if value < least:
-            raise ValueError(f"{name}: expected {least} or more, got {value}")
+            raise InputError(f"{name}: expected {least} or more, got {value}")
     root = Path(root)
     pixel = _FIELD_OF_VIEW_MM / size
     edge = (size - 1) / 2 * pixel

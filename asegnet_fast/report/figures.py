@@ -15,7 +15,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from asegnet_fast.files import read_csv, replacing
+from asegnet_fast.errors import InputError
+from asegnet_fast.files import read_csv, read_json, replacing
 from asegnet_fast.report.table import MODEL_NAMES, loss_label
 
 if TYPE_CHECKING:
@@ -108,19 +109,16 @@ def qualitative(run: Path, summary: dict[str, Any], slices: SliceSet, path: Path
     Each slice is predicted by the fold that did not train on it. With one lesion class, colours tell what was
     hit, falsely marked and missed; with several, they are the classes.
     """
-    from asegnet_fast.data import load_folds
-
-    folds = load_folds(run / "folds.json", slices)
     rows = summary["rows"]
-    fold_of = {int(i): k for k in range(folds.k) for i in folds.test_indices(k)}
-    done = [
-        k
-        for k in range(folds.k)
-        if all((run / r["folder"] / f"fold{k}" / "metrics.json").exists() for r in rows)
-    ]
-    candidates = np.array(sorted(i for i, k in fold_of.items() if k in done), dtype=np.int64)
-    if not len(candidates):
+    fold_of: dict[int, int] = {}
+    for fold in range(summary["folds"]):
+        files = [run / row["folder"] / f"fold{fold}" / "metrics.json" for row in rows]
+        if all(file.exists() for file in files):
+            fold_of |= dict.fromkeys(read_json(files[0])["test_indices"], fold)
+    if not fold_of:
+        path.unlink(missing_ok=True)  # one of an earlier state would not be of these rows
         return
+    candidates = np.array(sorted(fold_of), dtype=np.int64)
     chosen = spread_slices(slices, candidates, count)
     predictions = _predictions(run, rows, slices, chosen, fold_of)
 
@@ -181,9 +179,11 @@ def training_curves(run: Path, summary: dict[str, Any], path: Path) -> None:
             i = labels.index(loss_label(row))
             colour, style = LINE_COLOURS[i % len(LINE_COLOURS)], LINE_STYLES[i % len(LINE_STYLES)]
             paths = sorted((run / row["folder"]).glob("fold*/history.csv"))
-            histories = [read_csv(p) for p in paths if (p.parent / "metrics.json").exists()]
+            histories = [
+                _history(p, summary["epochs"]) for p in paths if (p.parent / "metrics.json").exists()
+            ]
             for axis, key, scale in ((axes[m, 0], "loss", 1), (axes[m, 1], "test_dice", 100)):
-                values = np.array([[scale * float(line[key]) for line in history] for history in histories])
+                values = np.array([[scale * line[key] for line in history] for history in histories])
                 epochs = np.arange(1, values.shape[1] + 1)
                 marker = "o" if len(epochs) == 1 else None
                 axis.plot(epochs, values.mean(0), style, color=colour, marker=marker, label=loss_label(row))
@@ -209,25 +209,25 @@ def training_curves(run: Path, summary: dict[str, Any], path: Path) -> None:
 
 def fold_progress(folder: Path, title: str) -> None:
     """Draw progress.png of one fold from its history.csv: loss, measures on the test slices, learning rate."""
-    history = read_csv(folder / "history.csv")
+    history = _history(folder / "history.csv")
     epochs = [int(line["epoch"]) for line in history]
     figure = Figure(figsize=(7, 6.5), dpi=DPI, layout="constrained")
     figure.suptitle(title, fontsize=11)
     top, middle, bottom = figure.subplots(3, 1, sharex=True, height_ratios=(2, 2, 1))
     marker = "o" if len(epochs) == 1 else None
-    top.plot(epochs, [float(line["loss"]) for line in history], color=BLUE, marker=marker)
+    top.plot(epochs, [line["loss"] for line in history], color=BLUE, marker=marker)
     top.set_ylabel("training loss", fontsize=9)
     names = {"test_dice": "Dice", "test_sensitivity": "sensitivity", "test_specificity": "specificity"}
     names |= {"inner_dice": "Dice, inner validation"} if "inner_dice" in history[0] else {}
     for (key, name), colour, style in zip(
         names.items(), (BLUE, ORANGE, GREEN, RED), LINE_STYLES, strict=False
     ):
-        values = [100 * float(line[key]) if line[key] else math.nan for line in history]
+        values = [100 * line[key] for line in history]
         middle.plot(epochs, values, style, color=colour, marker=marker, label=name)
     middle.set_ylabel("test slices, %", fontsize=9)
     middle.set_ylim(-2, 102)
     middle.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=8, frameon=False)
-    bottom.step(epochs, [float(line["lr"]) for line in history], color=RED, where="mid", marker=marker)
+    bottom.step(epochs, [line["lr"] for line in history], color=RED, where="mid", marker=marker)
     bottom.set_ylabel("learning rate", fontsize=9)
     bottom.set_ylim(bottom=0)
     bottom.set_xlabel("epoch", fontsize=9)
@@ -235,6 +235,21 @@ def fold_progress(folder: Path, title: str) -> None:
     for axis in (top, middle, bottom):
         _plain(axis)
     _save(figure, folder / "progress.png")
+
+
+def _history(path: Path, epochs: int | None = None) -> list[dict[str, float]]:
+    """The lines of a history.csv as numbers, NaN where a cell is empty; `epochs` of them where it is given."""
+    needed = {"epoch", "lr", "loss", "test_dice", "test_sensitivity", "test_specificity"}
+    try:
+        lines = [
+            {key: float(cell) if cell else math.nan for key, cell in line.items()} for line in read_csv(path)
+        ]
+        whole = bool(lines) and needed <= set(lines[0]) and len(lines) == (epochs or len(lines))
+    except (TypeError, ValueError):
+        whole = False
+    if not whole:
+        raise InputError(f"{path}: expected a line of numbers for each epoch, got a damaged file")
+    return lines
 
 
 def _predictions(
@@ -248,7 +263,10 @@ def _predictions(
     predictions: dict[str, list] = {row["folder"]: [None] * len(chosen) for row in rows}
     for row in rows:
         for fold in sorted({fold_of[int(i)] for i in chosen}):
-            content = read_checkpoint(run / row["folder"] / f"fold{fold}" / "checkpoint_last.pt")
+            folder = run / row["folder"] / f"fold{fold}"
+            content = read_checkpoint(folder / "checkpoint_last.pt")
+            if content.get("identity") != read_json(folder / "metrics.json").get("identity"):
+                raise InputError(f"{folder / 'checkpoint_last.pt'}: expected this fold's, got another one's")
             network = load_network(content)
             for place, index in enumerate(chosen):
                 if fold_of[int(index)] == fold:

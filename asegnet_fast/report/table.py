@@ -159,7 +159,7 @@ def terminal_table(summary: dict[str, Any]) -> Table:
     from rich import box
     from rich.table import Table
 
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
     for i, heading in enumerate(("Model", "Loss", "Dice", "Sens.", "Spec.")):
         table.add_column(heading, justify="left" if i < 2 else "right", no_wrap=True)
     for row in summary["rows"]:

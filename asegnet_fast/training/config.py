@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from asegnet_fast import paper
+from asegnet_fast.errors import InputError
 from asegnet_fast.training.losses import Loss
 
 MODELS = ("segnet", "a_segnet")
@@ -112,8 +113,12 @@ class Settings:
     def __post_init__(self) -> None:
         for name, options in CHOICES.items():
             _check(name, f"one of {', '.join(options)}", getattr(self, name), getattr(self, name) in options)
-        for name, low in (("folds", 2), ("size", 1), ("epochs", 1), ("batch_size", 1), ("lr_halve_every", 1)):
+        for name in ("data", "out", "groups", "cache"):
+            _check(name, "a path", getattr(self, name), getattr(self, name) != "")
+        for name, low in (("folds", 2), ("batch_size", 1), ("lr_halve_every", 1)):
             _check(name, f"a whole number >= {low}", getattr(self, name), getattr(self, name) >= low)
+        _check("size", "a whole number from 1 to 4096", self.size, 1 <= self.size <= 4096)
+        _check("epochs", "a whole number from 1 to 1000000", self.epochs, 1 <= self.epochs <= 1_000_000)
         _check("seed", "a whole number from 0 to 2^32 - 1", self.seed, 0 <= self.seed < 2**32)
         _check("lr", "a number > 0", self.lr, 0 < self.lr < math.inf)
         _check("momentum", "a number from 0 to below 1", self.momentum, 0 <= self.momentum < 1)
@@ -141,7 +146,7 @@ class Settings:
             for text in self.losses:
                 folder = Row(model, _loss(text)).folder
                 if folder in folders:
-                    raise ValueError(f"--models, --losses: expected each row once, got {folder} twice")
+                    raise InputError(f"--models, --losses: expected each row once, got {folder} twice")
                 folders[folder] = text
 
     def rows(self) -> list[Row]:
@@ -186,12 +191,12 @@ def read_settings(file: Path | None, options: Mapping[str, Any]) -> Settings:
         placeholder = {"data": ".", "out": "."}
         try:
             Settings(**(placeholder | from_file))
-        except ValueError as error:
-            raise ValueError(f"{file}: {error}") from None
+        except InputError as error:
+            raise InputError(f"{file}: {error}") from None
     values = from_file | from_options
     for name in ("data", "out"):
         if name not in values:
-            raise ValueError(f"{option(name)}: expected a folder, got nothing")
+            raise InputError(f"{option(name)}: expected a folder, got nothing")
     return Settings(**values)
 
 
@@ -205,14 +210,14 @@ def convert(values: Mapping[str, Any]) -> dict[str, Any]:
     known = {field.name: str(field.type) for field in dataclasses.fields(Settings)}
     values = dict(values)
     if (table1 := values.pop("table1", False)) not in (True, False):
-        raise ValueError(f"--table1: expected true or false, got {table1!r}")
+        raise InputError(f"--table1: expected true or false, got {table1!r}")
     if table1:
         if "losses" in values:
-            raise ValueError("--table1: expected no --losses beside it, got both")
+            raise InputError("--table1: expected no --losses beside it, got both")
         values |= {"losses": TABLE1_LOSSES}
     for name, value in values.items():
         if name not in known:
-            raise ValueError(f"{option(name)}: expected one of the known options, got this name")
+            raise InputError(f"{option(name)}: expected one of the known options, got this name")
         converted[name] = _convert(name, known[name], value)
     return converted
 
@@ -238,17 +243,22 @@ def _read_yaml(file: Path) -> dict[str, Any]:
         values = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise ValueError(f"--config: expected a readable YAML file, got {file} ({reason})") from None
-    except yaml.YAMLError as error:
-        raise ValueError(f"{file}: expected YAML, got {' '.join(str(error).split())}") from None
+        raise InputError(f"--config: expected a readable YAML file, got {file} ({reason})") from None
+    # yaml's constructors also raise plain errors: a date that is none, lists nested without end.
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise InputError(f"{file}: expected YAML, got {' '.join(str(error).split())}") from None
     if values is None:
         return {}
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
-        raise ValueError(f"{file}: expected option names with values, got {type(values).__name__}")
+        raise InputError(f"{file}: expected option names with values, got {type(values).__name__}")
     try:
+        spelled = [key.replace("-", "_") for key in values]
+        if len(set(spelled)) < len(spelled):
+            twice = next(name for name in spelled if spelled.count(name) > 1)
+            raise InputError(f"{option(twice)}: expected each option once, got it with - and with _")
         return convert({key.replace("-", "_"): value for key, value in values.items() if value is not None})
-    except ValueError as error:
-        raise ValueError(f"{file}: {error}") from None
+    except InputError as error:
+        raise InputError(f"{file}: {error}") from None
 
 
 def _convert(name: str, kind: str, value: Any) -> Any:
@@ -257,7 +267,7 @@ def _convert(name: str, kind: str, value: Any) -> Any:
         items = [item.strip() for item in value.split(",")] if isinstance(value, str) else value
         items = [items] if isinstance(items, int) else items
         if not isinstance(items, (list, tuple)):
-            raise ValueError(f"{option(name)}: expected a list, got {value!r}")
+            raise InputError(f"{option(name)}: expected a list, got {_short(value)}")
         item_kind = kind[len("tuple[") : -len(", ...]")]
         return tuple(_convert(name, item_kind, item) for item in items if item != "")
     if kind == "bool" and isinstance(value, bool):
@@ -268,24 +278,30 @@ def _convert(name: str, kind: str, value: Any) -> Any:
         # YAML 1.1 reads 1e-4 as text, so numbers in text are numbers here.
         try:
             number = float(value)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             number = math.nan
         if kind == "float" and not math.isnan(number):
             return number
         if kind == "int" and number.is_integer():
             return int(number)
     expected = {"bool": "true or false", "str": "text", "int": "a whole number", "float": "a number"}[kind]
-    raise ValueError(f"{option(name)}: expected {expected}, got {value!r}")
+    raise InputError(f"{option(name)}: expected {expected}, got {_short(value)}")
+
+
+def _short(value: Any) -> str:
+    text = str(value) if isinstance(value, int) and value.bit_length() < 100 else ""
+    text = text or ("a number of many digits" if isinstance(value, int) else repr(value))
+    return text if len(text) <= 80 else text[:77] + "..."
 
 
 def _check(name: str, expected: str, value: Any, right: Any) -> None:
     if not right:
         shown = ",".join(map(str, value)) if isinstance(value, tuple) else value
-        raise ValueError(f"{option(name)}: expected {expected}, got {shown!r}")
+        raise InputError(f"{option(name)}: expected {expected}, got {shown!r}")
 
 
 def _loss(text: str) -> Loss:
     try:
         return Loss.parse(text)
-    except ValueError as error:
-        raise ValueError(f"--losses: {error}") from None
+    except InputError as error:
+        raise InputError(f"--losses: {error}") from None

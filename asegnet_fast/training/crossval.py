@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from asegnet_fast.environment import check_backend, choose_device, environment
+from asegnet_fast.errors import InputError
 from asegnet_fast.files import read_json, write_json
 from asegnet_fast.training.config import Row, Settings, convert, differences
-from asegnet_fast.training.loop import Slices, TrainingError, finished_fold, run_fold
+from asegnet_fast.training.loop import Slices, TrainingError, finished_fold, run_fold, training_part
 from asegnet_fast.training.metrics import summarise, trivial
 from asegnet_fast.training.profile import outside_convolution
 from asegnet_fast.training.progress import Reporter
@@ -43,12 +45,22 @@ def read_run(run: Path) -> tuple[Settings, dict[str, Any]]:
         ValueError: the folder holds no run, or a damaged one.
     """
     if not (Path(run) / "config.json").is_file():
-        raise ValueError(f"{run}: expected a folder with a run (config.json), got none")
-    config = read_json(Path(run) / "config.json")
-    if not {"settings", "data", "environment"} <= set(config):
-        raise ValueError(f"{Path(run) / 'config.json'}: expected settings, data and environment, got less")
+        raise InputError(f"{run}: expected a folder with a run (config.json), got none")
+    file = Path(run) / "config.json"
+    config = read_json(file)
+    wanted = {
+        "settings": {"data"},
+        "data": {"fingerprint", "slices", "label_values", "notes", "leak_percent"},
+        "environment": {"asegnet_fast", "torch", "python", "cpu"},
+    }
+    for part, keys in wanted.items():
+        if not isinstance(config.get(part), dict) or not keys <= set(config[part]):
+            raise InputError(f"{file}: expected {part} with {', '.join(sorted(keys))}, got less")
     given = {key: value for key, value in config["settings"].items() if value is not None}
-    return Settings(**convert(given | {"out": str(run)})), config
+    try:
+        return Settings(**convert(given | {"out": str(run)})), config
+    except InputError as error:
+        raise InputError(f"{file}: {error}") from None
 
 
 def check_run_folder(settings: Settings, resume: bool, fingerprint: str | None = None) -> bool:
@@ -67,25 +79,49 @@ def check_run_folder(settings: Settings, resume: bool, fingerprint: str | None =
             holds this run and `resume` is false.
     """
     out = Path(settings.out)
-    if out.exists() and not out.is_dir():
-        raise ValueError(f"--out: expected a folder, got a file ({out})")
+    there = next(path for path in (out, *out.absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise InputError(
+            f"--out: expected a folder, got {'' if there == out else 'a path through '}a file ({out})"
+        )
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise InputError(f"--out: expected a folder that can be written, got {out}")
     if not out.exists() or not any(out.iterdir()):
         return False
     if not (out / "config.json").exists():
-        raise ValueError(f"--out: expected a new or empty folder or a run, got {out} with other files in it")
+        raise InputError(f"--out: expected a new or empty folder or a run, got {out} with other files in it")
     old, config = read_run(out)
     changed = differences(old.run_key(), settings.run_key())
     if fingerprint is not None and config["data"].get("fingerprint") != fingerprint:
         changed.append("data: other slices there than asked")
     if changed:
-        raise ValueError(
+        raise InputError(
             f"--out: expected a run with the same settings in {out}, got another ({'; '.join(changed)})"
         )
     if not resume:
-        raise ValueError(
+        raise InputError(
             f"--out: expected a new folder, got {out} with this run in it (continue it with --resume)"
         )
     return True
+
+
+def check_network(settings: Settings) -> None:
+    """Refuse widths, numbers of convolutions and a size that make no network.
+
+    Raises:
+        ValueError: the message names the options.
+    """
+    from asegnet_fast.models.blocks import choose_layout
+
+    try:
+        depth = len(choose_layout(settings.preset, settings.widths, settings.convs).widths)
+    except ValueError as error:
+        raise InputError(f"--widths, --convs: {error}") from None
+    if settings.size < 2**depth:
+        raise InputError(
+            f"--size: expected at least {2**depth}, because each of the {depth} sections halves it, "
+            f"got {settings.size}"
+        )
 
 
 def cross_validate(
@@ -105,7 +141,7 @@ def cross_validate(
         reporter: shows progress.
         resume: continue the run in `settings.out`: finished folds are kept, the others go on from their
             last checkpoint.
-        after_fold: called with each finished fold's folder and row.
+        after_fold: called with each finished fold's folder and row, those kept from before among them.
 
     Returns:
         (the content of summary.json, one line for each fold that was given up).
@@ -122,11 +158,16 @@ def cross_validate(
     out = Path(settings.out)
     device = choose_device(settings.device)
     check_backend(settings.backend, device)
+    check_network(settings)
     there = check_run_folder(settings, resume, slices.fingerprint)
     if there and (out / "folds.json").exists():
         folds = load_folds(out / "folds.json", slices)
+        if (folds.split, folds.k, folds.seed) != (settings.split, settings.folds, settings.seed):
+            raise InputError(f"{out / 'folds.json'}: expected this run's folds, got another split, k or seed")
     else:
         folds = make_folds(slices, k=settings.folds, split=settings.split, seed=settings.seed)
+        for fold in range(folds.k):
+            training_part(settings, folds.train(fold), np.asarray(slices.groups), fold)
         out.mkdir(parents=True, exist_ok=True)
         config = {
             "settings": settings.to_json(),
@@ -165,6 +206,8 @@ def cross_validate(
                 reporter.folds(r * settings.folds + fold, len(rows) * settings.folds, row.folder, fold)
                 identity = fold_identity(settings, slices.fingerprint, row, fold)
                 if there and finished_fold(folder, identity) is not None:
+                    if after_fold is not None:
+                        after_fold(folder, row)
                     continue
                 split = np.asarray(folds.train(fold)), np.asarray(folds.test_indices(fold))
                 folder.mkdir(parents=True, exist_ok=True)
@@ -233,7 +276,7 @@ def summarise_run(run: Path) -> dict[str, Any]:
             }
         )
     if floor is None:
-        raise ValueError(f"{run}: expected a run with a finished fold, got none (continue it with --resume)")
+        raise InputError(f"{run}: expected a run with a finished fold, got none (continue it with --resume)")
     summary = {
         "rows": rows,
         "split": settings.split,

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from asegnet_fast.checkpoint import build_network, normalised, read_checkpoint, write_checkpoint
+from asegnet_fast.errors import InputError
 from asegnet_fast.files import read_json, write_csv, write_json
 from asegnet_fast.training.config import Row, Settings
 from asegnet_fast.training.metrics import dice, pixel_counts, summarise
@@ -69,7 +70,7 @@ def inner_split(train: np.ndarray, groups: np.ndarray, share: float, by_group: b
     units = np.asarray(groups)[train] if by_group else np.arange(len(train))
     names = np.unique(units)
     if len(names) < 2:
-        raise ValueError(
+        raise InputError(
             f"--inner-validation: expected at least 2 groups in each fold's training part, got {len(names)}"
         )
     wanted = max(1, round(share * len(train)))
@@ -79,6 +80,34 @@ def inner_split(train: np.ndarray, groups: np.ndarray, share: float, by_group: b
         if aside.sum() >= wanted:
             break
     return train[~aside], train[aside]
+
+
+def training_part(
+    settings: Settings, train: np.ndarray, groups: np.ndarray, fold: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """What a fold trains on, and its inner validation set.
+
+    Args:
+        settings: the run's settings.
+        train: indices of the fold's training slices.
+        groups: the group of every slice of the data set.
+        fold: 0..settings.folds-1.
+
+    Returns:
+        (training indices, inner validation indices), both sorted.
+
+    Raises:
+        ValueError: nothing would be left on one side, or less than one batch to train on.
+    """
+    by_group = settings.split == "patient"
+    seed = derived_seed(settings.seed, fold, 1)
+    train, inner = inner_split(train, groups, settings.inner_validation, by_group, seed)
+    if len(train) < settings.batch_size:
+        raise InputError(
+            f"--batch-size: expected at most {len(train)}, the training slices of fold {fold}, "
+            f"got {settings.batch_size}"
+        )
+    return train, inner
 
 
 def predict_labels(network: torch.nn.Module, images: Tensor, normalisation: dict, precision: str) -> Tensor:
@@ -147,7 +176,15 @@ def finished_fold(folder: Path, identity: dict[str, Any]) -> dict[str, Any] | No
         return None
     metrics = read_json(path)
     if metrics.get("identity") != identity or not {"counts", "seconds", "epochs"} <= set(metrics):
-        raise ValueError(f"{path}: expected this run's metrics of {identity['row']}, got another run's")
+        raise InputError(f"{path}: expected this run's metrics of {identity['row']}, got another run's")
+    try:
+        counts = np.array(metrics["counts"], dtype=np.int64)
+        whole = counts.ndim == 3 and counts.shape[2] == 4 and bool((counts >= 0).all())
+        whole = whole and len(counts) == len(metrics["test_indices"]) > 0 and metrics["seconds"] >= 0
+    except (KeyError, TypeError, ValueError, OverflowError):
+        whole = False
+    if not whole:
+        raise InputError(f"{path}: expected counts [slices, classes, 4] of the test slices, got damaged ones")
     return metrics
 
 
@@ -189,19 +226,8 @@ def run_fold(
 
     # 1. Who is trained on, who is measured.
     train, test = split
-    train, inner = inner_split(
-        train,
-        slices.groups,
-        settings.inner_validation,
-        settings.split == "patient",
-        derived_seed(settings.seed, fold, 1),
-    )
+    train, inner = training_part(settings, train, slices.groups, fold)
     steps = len(train) // settings.batch_size
-    if steps == 0:
-        raise ValueError(
-            f"--batch-size: expected at most {len(train)}, the training slices of fold {fold}, "
-            f"got {settings.batch_size}"
-        )
 
     # 2. Normalisation by the training part alone.
     pixels = slices.images[torch.from_numpy(train).to(device)].double()
@@ -224,7 +250,7 @@ def run_fold(
     if last.exists():
         state = read_checkpoint(last)
         if state.get("identity") != identity:
-            raise ValueError(f"{last}: expected a checkpoint of this run's {name}, got another run's")
+            raise InputError(f"{last}: expected a checkpoint of this run's {name}, got another run's")
         network.load_state_dict(state["state_dict"])
         optimiser.load_state_dict(state["optimiser"])
         schedule.load_state_dict(state["schedule"])

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import TYPE_CHECKING
 
+from asegnet_fast.errors import InputError
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -41,22 +43,25 @@ class Loss:
         """
         kind, *given = text.strip().split(":")
         if kind not in PARAMETERS or len(given) != len(PARAMETERS[kind]):
-            raise ValueError(f"expected {SPELLING}, got {text!r}")
+            raise InputError(f"expected {SPELLING}, got {text!r}")
         values = {}
         for name, number in zip(PARAMETERS[kind], given, strict=True):
             try:
-                values[name] = float(Fraction(number))
+                # Fraction alone would spend minutes on 1e999999999.
+                values[name] = float(Fraction(number)) if "/" in number else float(number)
+                if not math.isfinite(values[name]):
+                    raise ValueError
             except (ValueError, ZeroDivisionError, OverflowError):
-                raise ValueError(
+                raise InputError(
                     f"expected a number or a fraction for {name}, got {number!r} in {text!r}"
                 ) from None
         for name in ("alpha", "beta"):
             if values.get(name, 0.0) < 0:
-                raise ValueError(f"expected {name} >= 0, got {values[name]:g} in {text!r}")
+                raise InputError(f"expected {name} >= 0, got {values[name]:g} in {text!r}")
         if values and values["alpha"] + values["beta"] == 0:
-            raise ValueError(f"expected alpha + beta > 0, got 0 in {text!r}")
+            raise InputError(f"expected alpha + beta > 0, got 0 in {text!r}")
         if not 1 <= values.get("gamma", 1.0) <= 3:
-            raise ValueError(f"expected gamma from 1 to 3, got {values['gamma']:g} in {text!r}")
+            raise InputError(f"expected gamma from 1 to 3, got {values['gamma']:g} in {text!r}")
         return cls(kind, **values)
 
     def folder(self) -> str:
