@@ -172,19 +172,19 @@ def demo(
     _cross_validate(settings, resume)
 
 
-# Narrow networks on small slices: see the docstring of `demo`. Generalised Dice, because with so few steps the
-# (focal) Tversky losses stay where every pixel is background.
+# Narrow networks on small slices: see the docstring of `demo`. The paper's best loss and the program's default
+# networks. With 24 epochs SegNet's Dice is still rising (53 %, with 40 epochs 62 %); generalised Dice without the
+# final ReLU is lower for SegNet at the same length (48 %).
 DEMO: dict[str, Any] = {
-    "losses": ("gdl",),
-    "final_relu": False,
+    "losses": ("ftl:0.3:0.7:4/3",),
     "widths": (8, 16, 32, 32),
     "convs": (2, 2, 2, 2),
     "folds": 3,
     "size": 64,
-    "epochs": 24,
+    "epochs": 40,
     "batch_size": 8,
     "lr": 0.05,
-    "lr_halve_every": 6,
+    "lr_halve_every": 10,
 }
 DEMO_DATA = {"patients": 40, "slices_per_patient": 8, "size": 64}
 

@@ -12,12 +12,12 @@ import asegnet_fast as af
 from asegnet_fast.checkpoint import load_network, normalised, read_checkpoint
 from asegnet_fast.errors import InputError
 from asegnet_fast.training.config import Row
-from asegnet_fast.training.crossval import load_data, summarise_run
+from asegnet_fast.training.crossval import cross_validate, load_data, summarise_run
 from asegnet_fast.training.loop import initial_network, inner_split
 from asegnet_fast.training.losses import Loss
 from asegnet_fast.training.metrics import pixel_counts
 from asegnet_fast.training.profile import outside_convolution
-from tests.program_runs import finished_run, run, settings, snapshot
+from tests.program_runs import finished_run, quiet, run, settings, snapshot
 
 ROW = "segnet--ftl-a0.3-b0.7-g1.3333"
 
@@ -123,6 +123,15 @@ def test_an_interrupted_run_goes_on_to_the_same_end(tmp_path):
         ]
         for key in states[0]:
             torch.testing.assert_close(states[0][key], states[1][key], rtol=1e-5, atol=1e-6)
+
+
+def test_a_resumed_run_draws_what_a_kill_left_undrawn(tmp_path):
+    out = tmp_path / "run"
+    shutil.copytree(finished_run(), out)
+    wanted = settings(out, losses=("dl", "ftl:0.3:0.7:4/3"))
+    drawn = []
+    cross_validate(wanted, load_data(wanted), quiet(), True, lambda folder, row: drawn.append(folder))
+    assert len(drawn) == 8
 
 
 def test_resume_keeps_finished_folds_and_runs_missing_ones(tmp_path):

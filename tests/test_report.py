@@ -62,7 +62,8 @@ def test_the_foot_tells_leak_and_floor(summary):
 
 def test_missing_rows_and_folds_are_told(summary):
     text = markdown(summary | {"folds": 5, "missing_rows": ["segnet--ce"]})
-    assert "2 of 5" in text and "Rows without a finished fold: segnet--ce" in text
+    assert "2 of 5" in text and "Rows with fewer than 5 folds, over fewer slices: segnet--dl (2)," in text
+    assert "Rows with fewer" not in markdown(summary) and "Rows without a finished fold: segnet--ce" in text
 
 
 def test_csv_holds_every_average(summary, run_copy):

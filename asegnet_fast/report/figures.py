@@ -154,7 +154,8 @@ def qualitative(run: Path, summary: dict[str, Any], slices: SliceSet, path: Path
             axis.set_title(
                 f"{MODEL_NAMES[rows[panel - 1]['model']]}\n{loss_label(rows[panel - 1])}", fontsize=8
             )
-            axis.set_xlabel(f"Dice {100 * score:.1f} %", fontsize=7.5)
+            of_what = "Dice" if binary else "Dice (any label)"
+            axis.set_xlabel(f"{of_what} {100 * score:.1f} %", fontsize=7.5)
     if binary:
         names = (
             (HIT, "lesion: true, or found"),

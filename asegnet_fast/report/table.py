@@ -72,7 +72,7 @@ def cells(row: dict[str, Any], folds: int) -> list[str]:
 
 
 def standing(summary: dict[str, Any]) -> list[str]:
-    """What bounds the numbers: leak, floor, and rows that are missing."""
+    """What bounds the numbers: leak, floor, and rows that are missing or not whole."""
     split = {"slice": "by slice, which is leaky", "patient": "by patient (groups stay whole)"}[
         summary["split"]
     ]
@@ -86,6 +86,10 @@ def standing(summary: dict[str, Any]) -> list[str]:
         f"Floor: a predictor that answers {answers} everywhere has Dice {scores[0]} pooled and {scores[1]} per image; "
         f"the best constant answer (label {constant['label']}) {scores[2]} and {scores[3]}.",
     ]
+    if part := [
+        f"{row['folder']} ({row['folds']})" for row in summary["rows"] if row["folds"] < summary["folds"]
+    ]:
+        lines.append(f"Rows with fewer than {summary['folds']} folds, over fewer slices: {', '.join(part)}.")
     if summary["missing_rows"]:
         lines.append(f"Rows without a finished fold: {', '.join(summary['missing_rows'])}.")
     return lines
