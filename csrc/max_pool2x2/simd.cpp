@@ -30,16 +30,17 @@ void pool_run(Window<T> in, T* __restrict y, uint8_t* __restrict code, int64_t c
 
 // A window at the edge that has fewer than four elements.
 template <class Order, class T>
-void pool_edge(const T* row0, const T* row1, bool second, T* y, uint8_t* code, int64_t inner) {
+void pool_edge(const T* row0, const T* row1, bool second, T* y, uint8_t* code, int64_t inner,
+               int64_t pitch) {
   for (int64_t i = 0; i < inner; ++i) {
     T value = row0[i];
     uint8_t position = 0;
     const auto consider = [&](const T* row, int64_t at, uint8_t here) {
       if (Order::wins(Order::key(row[at]), Order::key(value))) value = row[at], position = here;
     };
-    if (second) consider(row0, inner + i, 1);
+    if (second) consider(row0, pitch + i, 1);
     if (row1) consider(row1, i, 2);
-    if (row1 && second) consider(row1, inner + i, 3);
+    if (row1 && second) consider(row1, pitch + i, 3);
     y[i] = value;
     code[i] = position;
   }
@@ -57,19 +58,19 @@ void pool(const void* p0, const void* p1, void* py, uint8_t* code, Row r) {
   const T* row1 = static_cast<const T*>(p1);
   T* y = static_cast<T*>(py);
   const int64_t whole = whole_windows(row1, r);
-  if (r.inner == 1) {
+  if (r.pitch == 1) {
     pool_run<Order, 2, T>({row0, row0 + 1, row1, row1 + 1}, y, code, whole);
   } else {
     for (int64_t j = 0; j < whole; ++j) {
-      const T *top = row0 + 2 * j * r.inner, *bottom = row1 + 2 * j * r.inner;
-      pool_run<Order, 1, T>({top, top + r.inner, bottom, bottom + r.inner}, y + j * r.inner, code + j * r.inner,
+      const T *top = row0 + 2 * j * r.pitch, *bottom = row1 + 2 * j * r.pitch;
+      pool_run<Order, 1, T>({top, top + r.pitch, bottom, bottom + r.pitch}, y + j * r.inner, code + j * r.inner,
                             r.inner);
     }
   }
   for (int64_t j = whole; j < r.pooled; ++j) {
-    const int64_t at = 2 * j * r.inner;
+    const int64_t at = 2 * j * r.pitch;
     pool_edge<Order>(row0 + at, row1 ? row1 + at : nullptr, 2 * j + 1 < r.width, y + j * r.inner,
-                     code + j * r.inner, r.inner);
+                     code + j * r.inner, r.inner, r.pitch);
   }
 }
 
@@ -172,12 +173,12 @@ bool unpool_backward(const void* p0, const void* p1, const uint8_t* code, void* 
   const int64_t whole = whole_windows(row1, r);
   uint8_t seen = 0;
   bool ok = true;
-  if (r.inner == 1) {
+  if (r.pitch == 1) {
     seen = gather_run<2, T>({row0, row0 + 1, row1, row1 + 1}, code, grad, whole);
   } else {
     for (int64_t j = 0; j < whole; ++j) {
-      const T *top = row0 + 2 * j * r.inner, *bottom = row1 + 2 * j * r.inner;
-      seen |= gather_run<1, T>({top, top + r.inner, bottom, bottom + r.inner}, code + j * r.inner,
+      const T *top = row0 + 2 * j * r.pitch, *bottom = row1 + 2 * j * r.pitch;
+      seen |= gather_run<1, T>({top, top + r.pitch, bottom, bottom + r.pitch}, code + j * r.inner,
                                grad + j * r.inner, r.inner);
     }
   }
@@ -187,7 +188,7 @@ bool unpool_backward(const void* p0, const void* p1, const uint8_t* code, void* 
       const bool inside = is_code(k) && (2 * j + (k & 1) < r.width) && (row1 || !(k & 2));
       ok &= inside;
       const T* row = k & 2 ? row1 : row0;
-      grad[j * r.inner + i] = inside ? row[(2 * j + (k & 1)) * r.inner + i] : T{0};
+      grad[j * r.inner + i] = inside ? row[(2 * j + (k & 1)) * r.pitch + i] : T{0};
     }
   }
   return ok && is_code(seen);

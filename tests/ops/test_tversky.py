@@ -65,6 +65,7 @@ INPUT_ERRORS = [
     ("target with a class axis", lambda f: f(LOGITS, TARGET.unsqueeze(1)), ValueError, "target"),
     ("target device", lambda f: f(LOGITS, TARGET.to("meta")), TypeError, "target"),
     ("ignore_index", lambda f: f(LOGITS, TARGET, ignore_index=1.5), TypeError, "ignore_index"),
+    ("ignore_index too large", lambda f: f(LOGITS, TARGET, ignore_index=2**63), ValueError, "ignore_index"),
     ("label too large", lambda f: f(LOGITS, with_label(3, (1, 2, 3))), RuntimeError, "got 3 at [1, 2, 3]"),
     ("label negative", lambda f: f(LOGITS, with_label(-1, (0, 0, 1))), RuntimeError, "got -1 at [0, 0, 1]"),
     (
@@ -97,11 +98,13 @@ WEIGHT_ERRORS = [
         ValueError,
         "weight",
     ),
+    ("weight complex", lambda f: f(LOGITS, TARGET, weight=torch.ones(3) + 1j), TypeError, "weight"),
     ("weight device", lambda f: f(LOGITS, TARGET, weight=torch.ones(3, device="meta")), TypeError, "weight"),
 ]
 OPTION_ERRORS = [
     ("eps zero", lambda f: f(LOGITS, TARGET, eps=0), ValueError, "eps"),
     ("eps NaN", lambda f: f(LOGITS, TARGET, eps=math.nan), ValueError, "eps"),
+    ("eps beyond float", lambda f: f(LOGITS, TARGET, eps=10**400), ValueError, "eps"),
     ("reduce_over", lambda f: f(LOGITS, TARGET, reduce_over="pixel"), ValueError, "reduce_over"),
     ("background", lambda f: f(LOGITS, TARGET, include_background=1), TypeError, "include_background"),
 ]
@@ -356,6 +359,13 @@ def test_an_undefined_label_reads_nothing_in_backward(op):
             torch.ops.asegnet_fast.region_loss_backward(
                 torch.ones(()), LOGITS, target, coefficients, None, None, *options
             )
+
+
+@pytest.mark.parametrize("images", [0, 2])
+def test_sums_of_no_class_are_refused_at_the_dispatcher(images):
+    options = (*samples.OPTIONS["focal"][:-1], False)  # without the background, whose weight would be written
+    with pytest.raises(RuntimeError, match=r"sums: expected .* at least one class, got \["):
+        torch.ops.asegnet_fast.loss_from_sums(torch.zeros(6, images, 0), None, *options)
 
 
 @pytest.mark.parametrize("layout", samples.LAYOUTS)
