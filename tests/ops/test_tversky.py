@@ -347,6 +347,25 @@ def test_an_ignored_nan_stays_out():
         assert torch.equal(torch.autograd.grad(a, xa)[0], torch.autograd.grad(b, xb)[0]), name
 
 
+@pytest.mark.parametrize("classes", [1, 2, 3])
+@pytest.mark.parametrize("bad", [math.inf, -math.inf, math.nan], ids=str)
+def test_infinite_logits_are_as_in_torchs_softmax(classes, bad):
+    """An overflow to +inf makes the loss NaN; it must not pass for a confident prediction."""
+    logits = torch.randn(2, classes, 5, 7, generator=torch.Generator().manual_seed(classes))
+    logits[1, -1, 2, 3] = bad
+    target = torch.arange(70).view(2, 5, 7) % max(classes, 2)
+    for name, loss in LOSSES.items():
+        found = []
+        for backend in ("auto", "reference"):
+            x = logits.clone().requires_grad_()
+            with af.use_backend(backend):
+                value = loss(x, target)
+            found.append((value, torch.autograd.grad(value, x)[0]))
+        assert found[0][0].isnan() == (bad != -math.inf or found[1][0].isnan()), name
+        for ours, theirs in zip(*found, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6, equal_nan=True)
+
+
 @pytest.mark.parametrize("op", ["region_sums_backward", "region_loss_backward"])
 def test_an_undefined_label_reads_nothing_in_backward(op):
     target = with_label(2**62, (1, 0, 0))
