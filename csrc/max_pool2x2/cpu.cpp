@@ -38,14 +38,15 @@ struct Rows {
   int64_t large_offset(int64_t r) const {
     const int64_t plane = r / pooled.h, top = 2 * (r % pooled.h) * large.row;
     if (channels_last) return plane * large.image + top;
+    if (large.image == full.c * large.channel) return plane * large.channel + top;  // spares a division
     return plane / full.c * large.image + plane % full.c * large.channel + top;
   }
   bool has_second(int64_t r) const { return 2 * (r % pooled.h) + 1 < full.h; }
   bool is_last(int64_t r) const { return r % pooled.h == pooled.h - 1; }
 };
 
-// The large map as the kernels may read it: itself where what they call a column is contiguous (a slice of the
-// channels is, such as the gradient of a concatenation), else a dense copy.
+// The large map as unpool_backward may read it: itself where what its kernel calls a column is contiguous (as in
+// a slice of the channels, which the gradient of a concatenation is), else a dense copy.
 Tensor readable(const Tensor& t, bool channels_last) {
   const int64_t inner = channels_last ? 1 : 3;
   return t.size(inner) <= 1 || t.stride(inner) == 1 ? t : dense(t, channels_last);
@@ -102,11 +103,11 @@ int log2_element_size(const Tensor& t) {
 std::tuple<Tensor, Tensor> pool(const Tensor& x_in, bool ceil_mode) {
   const Dims full = dims4(x_in, "x");
   const bool channels_last = is_channels_last(x_in);
-  const Tensor x = readable(x_in, channels_last);
+  const Tensor x = dense(x_in, channels_last);
   const Dims pooled{full.n, full.c, pooled_size(full.h, ceil_mode), pooled_size(full.w, ceil_mode)};
   Tensor y = empty4(pooled, x.scalar_type(), x, channels_last);
   Tensor code = empty4(pooled, ScalarType::Byte, x, channels_last);
-  const Rows rows{full, pooled, channels_last, strides_of(x)};
+  const Rows rows{full, pooled, channels_last, dense_strides(full, channels_last)};
   const auto kernel = kernels().pool[float_of(x, "x")];
   if (pooled.numel() == 0) return {y, code};
   const void* px = x.const_data_ptr();

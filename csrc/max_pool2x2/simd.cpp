@@ -30,17 +30,16 @@ void pool_run(Window<T> in, T* __restrict y, uint8_t* __restrict code, int64_t c
 
 // A window at the edge that has fewer than four elements.
 template <class Order, class T>
-void pool_edge(const T* row0, const T* row1, bool second, T* y, uint8_t* code, int64_t inner,
-               int64_t pitch) {
+void pool_edge(const T* row0, const T* row1, bool second, T* y, uint8_t* code, int64_t inner) {
   for (int64_t i = 0; i < inner; ++i) {
     T value = row0[i];
     uint8_t position = 0;
     const auto consider = [&](const T* row, int64_t at, uint8_t here) {
       if (Order::wins(Order::key(row[at]), Order::key(value))) value = row[at], position = here;
     };
-    if (second) consider(row0, pitch + i, 1);
+    if (second) consider(row0, inner + i, 1);
     if (row1) consider(row1, i, 2);
-    if (row1 && second) consider(row1, pitch + i, 3);
+    if (row1 && second) consider(row1, inner + i, 3);
     y[i] = value;
     code[i] = position;
   }
@@ -58,19 +57,19 @@ void pool(const void* p0, const void* p1, void* py, uint8_t* code, Row r) {
   const T* row1 = static_cast<const T*>(p1);
   T* y = static_cast<T*>(py);
   const int64_t whole = whole_windows(row1, r);
-  if (r.pitch == 1) {
+  if (r.inner == 1) {
     pool_run<Order, 2, T>({row0, row0 + 1, row1, row1 + 1}, y, code, whole);
   } else {
     for (int64_t j = 0; j < whole; ++j) {
-      const T *top = row0 + 2 * j * r.pitch, *bottom = row1 + 2 * j * r.pitch;
-      pool_run<Order, 1, T>({top, top + r.pitch, bottom, bottom + r.pitch}, y + j * r.inner, code + j * r.inner,
+      const T *top = row0 + 2 * j * r.inner, *bottom = row1 + 2 * j * r.inner;
+      pool_run<Order, 1, T>({top, top + r.inner, bottom, bottom + r.inner}, y + j * r.inner, code + j * r.inner,
                             r.inner);
     }
   }
   for (int64_t j = whole; j < r.pooled; ++j) {
-    const int64_t at = 2 * j * r.pitch;
+    const int64_t at = 2 * j * r.inner;
     pool_edge<Order>(row0 + at, row1 ? row1 + at : nullptr, 2 * j + 1 < r.width, y + j * r.inner,
-                     code + j * r.inner, r.inner, r.pitch);
+                     code + j * r.inner, r.inner);
   }
 }
 
