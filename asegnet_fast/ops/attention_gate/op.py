@@ -194,12 +194,14 @@ _forward = _library.define(
     "attention_gate",
     f"({_INPUTS}, bool multiplicative, bool nearest) -> (Tensor, Tensor, Tensor, Tensor)",
     _reference_forward,
+    layout_of=None,
 )
 _backward = _library.define(
     "attention_gate_backward",
     f"(Tensor dout, Tensor dalpha, {_INPUTS}, Tensor gate, Tensor mask, bool multiplicative, bool nearest)"
     " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     _reference_backward,
+    layout_of=None,
     listed=False,
 )
 
