@@ -29,11 +29,11 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 import asegnet_fast as af
 from asegnet_fast.ops.attention_gate import reference as gate_reference
 from benchmarks import common, results, timing
+from benchmarks.ops.tversky import plain_focal_tversky
 from tests import tolerances
 
 MODELS = {"segnet": af.models.SegNet, "a_segnet": af.models.ASegNet}
@@ -76,22 +76,6 @@ def plain_twin(net: nn.Module) -> nn.Module:
     if hasattr(twin, "gates"):
         twin.gates = nn.ModuleList(_PlainGate(gate) for gate in twin.gates)
     return twin
-
-
-def plain_focal_tversky(
-    logits: Tensor,
-    target: Tensor,
-    alpha: float = 0.3,
-    beta: float = 0.7,
-    gamma: float = 4 / 3,
-    eps: float = 1e-8,
-) -> Tensor:
-    """`af.focal_tversky_loss` as one would write it; sums in float32 or wider."""
-    p = logits.to(torch.promote_types(logits.dtype, torch.float32)).softmax(1)
-    g = F.one_hot(target.long(), logits.shape[1]).movedim(-1, 1).to(p.dtype)
-    tp, fp, fn = ((a * b).sum((2, 3)) for a, b in ((p, g), (p, 1 - g), (1 - p, g)))
-    u = 1 - (tp + eps) / (tp + alpha * fp + beta * fn + eps)
-    return u.clamp_min(0).pow(1 / gamma).sum(1).mean()
 
 
 # ---- a step ----------------------------------------------------------------------------------------------

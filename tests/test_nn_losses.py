@@ -51,6 +51,9 @@ def test_a_module_is_its_function(name, batch):
         (lambda: af.nn.DiceLoss(variant="hard"), ValueError, "variant"),
         (lambda: af.nn.DiceLoss(reduce_over="pixel"), ValueError, "reduce_over"),
         (lambda: af.nn.GeneralizedDiceLoss(eps="1"), TypeError, "eps"),
+        (lambda: af.nn.TverskyLoss(weight="abc"), TypeError, "weight"),
+        (lambda: af.nn.TverskyLoss(weight=[1, None]), TypeError, "weight"),
+        (lambda: af.nn.DiceLoss(ignore_index="x"), TypeError, "ignore_index"),
     ],
 )
 def test_wrong_options_are_refused_when_made(make, error, words):
@@ -95,6 +98,11 @@ def test_cross_entropy_is_torchs(options, kind, batch):
     torch.testing.assert_close(results[0], results[2])
     torch.testing.assert_close(results[1], results[3], rtol=1e-5, atol=1e-8)
     assert repr(af.nn.CrossEntropyLoss(**options)) == repr(nn.CrossEntropyLoss(**options))
+
+
+def test_cross_entropy_leaves_complaints_to_torch(batch):
+    with pytest.raises(TypeError, match="target"):
+        af.nn.CrossEntropyLoss()(batch[0], None)
 
 
 def test_cross_entropy_of_ignored_pixels_alone_is_zero(batch):

@@ -128,6 +128,24 @@ def test_modules_copy_pickle_and_compile():
     assert torch.equal(compiled(x), expected)
 
 
+@pytest.mark.parametrize("dynamic", [None, True])
+def test_torch_indices_compile_in_one_graph(dynamic):
+    pool = af.nn.MaxPool2d(2, return_indices=True, index_format="torch")
+    unpool = af.nn.MaxUnpool2d(2)
+    compiled = torch.compile(
+        lambda x: unpool(*pool(x), x.shape), fullgraph=True, dynamic=dynamic, backend="aot_eager"
+    )
+    x = torch.randn(1, 3, 7, 5)
+    assert torch.equal(compiled(x), unpool(*pool(x), x.shape))
+
+
+@pytest.mark.parametrize(("size", "error"), [((4, 12), ValueError), ((8,), TypeError)], ids=str)
+def test_a_wrong_size_is_named(size, error):
+    y, indices = F.max_pool2d(torch.randn(1, 2, 8, 8), 2, return_indices=True)
+    with pytest.raises(error, match=r"output_size: expected .*, got "):
+        af.nn.MaxUnpool2d(2)(y, indices, size)
+
+
 def test_the_module_is_a_torch_module():
     assert isinstance(af.nn.MaxPool2d(2), nn.MaxPool2d)
     assert isinstance(af.nn.MaxUnpool2d(2), nn.MaxUnpool2d)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from asegnet_fast.ops._checks import FLOATS, check_choice
+from asegnet_fast.ops._checks import FLOATS, check_choice, wrong_value
 from asegnet_fast.ops.max_pool2x2 import exchange, op
 
 IntOrPair = int | Sequence[int]
@@ -125,6 +125,7 @@ def max_unpool2d(
         output_size: None or a size whose last two entries count.
 
     Raises:
+        TypeError, ValueError: output_size does not end in H, W, or is out of range.
         RuntimeError: on the CPU, a code or index outside the map; or int64 indices that are all at most 3 although
             there are 3 windows or more in a plane: somebody has cast codes to int64.
 
@@ -142,17 +143,33 @@ def max_unpool2d(
     if plain or indices.dtype != torch.int64 or input.shape != indices.shape or input.dim() not in (3, 4):
         return F.max_unpool2d(input, indices, kernel_size, stride, padding, output_size)
     kernel = _pair(kernel_size, (0, 0))
-    strides = _pair(stride, kernel)
-    if len(kernel) != 2 or len(strides) != 2 or 0 in input.shape:
+    strides, paddings = _pair(stride, kernel), _pair(padding, (0, 0))
+    if not len(kernel) == len(strides) == len(paddings) == 2 or 0 in input.shape:
         return F.max_unpool2d(input, indices, kernel_size, stride, padding, output_size)
-    size = F._unpool_output_size(input, kernel, strides, _pair(padding, (0, 0)), _two_sides(output_size))
+    size = _unpooled_sides(input.shape[-2:], kernel, strides, paddings, output_size)
     if _is_fused(kernel_size, stride, padding, 1):
         _refuse_cast_codes(indices)
     return op.max_unpool2d_indices(input, indices, size)
 
 
-def _two_sides(output_size: Sequence[int] | None) -> list[int] | None:
-    return None if output_size is None else list(output_size)[-2:]
+def _unpooled_sides(
+    pooled: Sequence[int],
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    output_size: Sequence[int] | None,
+) -> tuple[int, ...]:
+    # torch's rule: what the pool's settings give, or a size less than one stride away.
+    sides = tuple(
+        (p - 1) * s - 2 * pad + k for p, k, s, pad in zip(pooled, kernel, stride, padding, strict=True)
+    )
+    if output_size is None:
+        return sides
+    wanted = op.last_two(output_size)
+    for side, s, got in zip(sides, stride, wanted, strict=True):
+        if not side - s < got < side + s:
+            raise wrong_value("output_size", f"H, W less than {stride} away from {sides}", tuple(output_size))
+    return wanted
 
 
 def _refuse_cast_codes(indices: Tensor) -> None:

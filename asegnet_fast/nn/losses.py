@@ -27,7 +27,9 @@ class _RegionLoss(nn.Module):
         self._names = tuple(options)
         for name, value in options.items():
             setattr(self, name, value)
+        op.check_ignore_index(options["ignore_index"])
         if weight is not None:
+            weight = weight if isinstance(weight, Tensor) else op.numbers(weight)
             weight = torch.as_tensor(weight, dtype=torch.get_default_dtype())
         self.register_buffer("weight", weight)
 
@@ -179,6 +181,7 @@ class CrossEntropyLoss(nn.CrossEntropyLoss):
         fused = (
             self.reduction == "mean"
             and self.label_smoothing == 0
+            and isinstance(target, Tensor)
             and not target.is_floating_point()
             and input.dim() >= 2
             and input.shape[1] >= 2

@@ -24,15 +24,23 @@ def _inputs(classes: int, device: torch.device) -> tuple[Tensor, Tensor]:
 
 
 def _probabilities(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    p = logits.float().softmax(1)
-    return p, F.one_hot(target, p.shape[1]).movedim(-1, 1).to(p.dtype)
+    p = logits.to(torch.promote_types(logits.dtype, torch.float32)).softmax(1)
+    return p, F.one_hot(target.long(), p.shape[1]).movedim(-1, 1).to(p.dtype)
 
 
-def _torch_focal_tversky(logits: Tensor, target: Tensor) -> Tensor:
+def plain_focal_tversky(
+    logits: Tensor,
+    target: Tensor,
+    alpha: float = op.ALPHA,
+    beta: float = op.BETA,
+    gamma: float = op.GAMMA,
+    eps: float = op.EPS,
+) -> Tensor:
+    """`af.focal_tversky_loss` of images as one would write it; sums in float32 or wider."""
     p, g = _probabilities(logits, target)
     tp, sum_p, sum_g = (p * g).sum((2, 3)), p.sum((2, 3)), g.sum((2, 3))
-    index = (tp + op.EPS) / (tp + op.ALPHA * (sum_p - tp) + op.BETA * (sum_g - tp) + op.EPS)
-    return ((1 - index) ** (1 / op.GAMMA)).sum(1).mean()
+    index = (tp + eps) / (tp + alpha * (sum_p - tp) + beta * (sum_g - tp) + eps)
+    return (1 - index).clamp_min(0).pow(1 / gamma).sum(1).mean()  # rounding may leave an index above 1
 
 
 def _torch_generalized_dice(logits: Tensor, target: Tensor) -> Tensor:
@@ -57,7 +65,7 @@ _LOSSES = {
     "focal_tversky": (
         af.focal_tversky_loss,
         _reference(reference.TVERSKY, op.GAMMA, op.EPS),
-        _torch_focal_tversky,
+        plain_focal_tversky,
     ),
     "generalized_dice": (
         af.generalized_dice_loss,

@@ -1,45 +1,16 @@
-// Vectors of the width this file is compiled for. For simd.cpp only: the anonymous namespace gives each
-// instruction set its own copy.
+// Loads, masks and sums of vectors. For simd.cpp only.
 #pragma once
 
 #include <cstdint>
 
 #include "common/host_device.h"
+#include "common/vector.h"
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
 
 namespace asegnet::attention_gate {
 namespace {
-
-#if defined(__AVX512F__)
-constexpr int kVectorBytes = 64;
-#elif defined(__AVX2__)
-constexpr int kVectorBytes = 32;
-#else
-constexpr int kVectorBytes = 16;
-#endif
-
-template <typename A>
-struct Lane;
-template <>
-struct Lane<float> {
-  typedef int32_t Integer;
-  typedef float Vector __attribute__((vector_size(kVectorBytes)));
-  typedef int32_t Mask __attribute__((vector_size(kVectorBytes)));
-};
-template <>
-struct Lane<double> {
-  typedef int64_t Integer;
-  typedef double Vector __attribute__((vector_size(kVectorBytes)));
-  typedef int64_t Mask __attribute__((vector_size(kVectorBytes)));
-};
-template <typename A>
-using Vector = typename Lane<A>::Vector;
-template <typename A>
-using Mask = typename Lane<A>::Mask;
-template <typename A>
-constexpr int kLanes = kVectorBytes / static_cast<int>(sizeof(A));
 
 template <typename A>
 ASEGNET_HOST_DEVICE Vector<A> load(const A* from) {

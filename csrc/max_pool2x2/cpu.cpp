@@ -10,26 +10,49 @@
 namespace asegnet::max_pool2x2 {
 namespace {
 
+// Strides of the large map, in elements.
+struct Strides {
+  int64_t image, channel, row, column;
+};
+
+Strides dense_strides(const Dims& d, bool channels_last) {
+  if (channels_last) return {d.h * d.w * d.c, 1, d.w * d.c, d.c};
+  return {d.c * d.h * d.w, d.h * d.w, d.w, 1};
+}
+
 // A map [N, C, H, W] as rows of windows. channels_last: N*h rows, all channels side by side;
 // NCHW: N*C*h rows of one channel.
 struct Rows {
   Dims full;       // the large map
-  Dims pooled;     // the small one
+  Dims pooled;     // the small one, dense
   bool channels_last;
+  Strides large;
 
   int64_t count() const { return channels_last ? full.n * pooled.h : full.n * full.c * pooled.h; }
   int64_t inner() const { return channels_last ? full.c : 1; }
-  Row row() const { return {pooled.w, full.w, inner()}; }
+  Row row() const { return {pooled.w, full.w, inner(), large.column}; }
   int64_t small_length() const { return pooled.w * inner(); }
   int64_t large_length() const { return full.w * inner(); }
   // Offset, in elements, of window row `r` in the small map, and of its first input row in the large one.
   int64_t small_offset(int64_t r) const { return r * small_length(); }
   int64_t large_offset(int64_t r) const {
-    return ((r / pooled.h) * full.h + 2 * (r % pooled.h)) * large_length();
+    const int64_t plane = r / pooled.h, top = 2 * (r % pooled.h) * large.row;
+    if (channels_last) return plane * large.image + top;
+    if (large.image == full.c * large.channel) return plane * large.channel + top;  // spares a division
+    return plane / full.c * large.image + plane % full.c * large.channel + top;
   }
   bool has_second(int64_t r) const { return 2 * (r % pooled.h) + 1 < full.h; }
   bool is_last(int64_t r) const { return r % pooled.h == pooled.h - 1; }
 };
+
+// The large map as unpool_backward may read it: itself where what its kernel calls a column is contiguous (as in
+// a slice of the channels, which the gradient of a concatenation is), else a dense copy.
+Tensor readable(const Tensor& t, bool channels_last) {
+  const int64_t inner = channels_last ? 1 : 3;
+  return t.size(inner) <= 1 || t.stride(inner) == 1 ? t : dense(t, channels_last);
+}
+
+Strides strides_of(const Tensor& t) { return {t.stride(0), t.stride(1), t.stride(2), t.stride(3)}; }
 
 template <class T>
 auto* at(T* base, int64_t offset, int64_t element_size) {
@@ -84,7 +107,7 @@ std::tuple<Tensor, Tensor> pool(const Tensor& x_in, bool ceil_mode) {
   const Dims pooled{full.n, full.c, pooled_size(full.h, ceil_mode), pooled_size(full.w, ceil_mode)};
   Tensor y = empty4(pooled, x.scalar_type(), x, channels_last);
   Tensor code = empty4(pooled, ScalarType::Byte, x, channels_last);
-  const Rows rows{full, pooled, channels_last};
+  const Rows rows{full, pooled, channels_last, dense_strides(full, channels_last)};
   const auto kernel = kernels().pool[float_of(x, "x")];
   if (pooled.numel() == 0) return {y, code};
   const void* px = x.const_data_ptr();
@@ -94,7 +117,7 @@ std::tuple<Tensor, Tensor> pool(const Tensor& x_in, bool ceil_mode) {
   parallel_for(0, rows.count(), grain(2 * rows.large_length()), [&](int64_t begin, int64_t end) {
     for (int64_t r = begin; r < end; ++r) {
       const int64_t top = rows.large_offset(r);
-      const void* row1 = rows.has_second(r) ? at(px, top + rows.large_length(), size) : nullptr;
+      const void* row1 = rows.has_second(r) ? at(px, top + rows.large.row, size) : nullptr;
       kernel(at(px, top, size), row1, at(py, rows.small_offset(r), size), pcode + rows.small_offset(r), rows.row());
     }
   });
@@ -113,7 +136,7 @@ Tensor unpool(const Tensor& y_in, const Tensor& code_in, int64_t height, int64_t
   Tensor out = empty4(full, y.scalar_type(), y, channels_last);
   if (full.numel() == 0) return out;
   if (pooled.numel() == 0) return torch::stable::zero_(out);
-  const Rows rows{full, pooled, channels_last};
+  const Rows rows{full, pooled, channels_last, dense_strides(full, channels_last)};
   const auto kernel = kernels().unpool[log2_element_size(y)];
   const void* py = y.const_data_ptr();
   const auto* pcode = static_cast<const uint8_t*>(code.const_data_ptr());
@@ -142,10 +165,10 @@ Tensor unpool_backward(const Tensor& grad_in, const Tensor& code_in) {
   check_size(full.h, pooled.h, "grad's height");
   check_size(full.w, pooled.w, "grad's width");
   const bool channels_last = is_channels_last(code_in);
-  const Tensor grad = dense(grad_in, channels_last), code = dense(code_in, channels_last);
+  const Tensor grad = readable(grad_in, channels_last), code = dense(code_in, channels_last);
   Tensor out = empty4(pooled, grad.scalar_type(), grad, channels_last);
   if (pooled.numel() == 0) return out;
-  const Rows rows{full, pooled, channels_last};
+  const Rows rows{full, pooled, channels_last, strides_of(grad)};
   const auto kernel = kernels().unpool_backward[log2_element_size(grad)];
   const void* pgrad = grad.const_data_ptr();
   const auto* pcode = static_cast<const uint8_t*>(code.const_data_ptr());
@@ -155,7 +178,7 @@ Tensor unpool_backward(const Tensor& grad_in, const Tensor& code_in) {
   parallel_for(0, rows.count(), grain(2 * rows.large_length()), [&](int64_t begin, int64_t end) {
     for (int64_t r = begin; r < end; ++r) {
       const int64_t top = rows.large_offset(r), small = rows.small_offset(r);
-      const void* row1 = rows.has_second(r) ? at(pgrad, top + rows.large_length(), size) : nullptr;
+      const void* row1 = rows.has_second(r) ? at(pgrad, top + rows.large.row, size) : nullptr;
       if (!kernel(at(pgrad, top, size), row1, pcode + small, at(pout, small, size), rows.row())) bad = true;
     }
   });

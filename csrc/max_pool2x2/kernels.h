@@ -7,11 +7,12 @@
 
 namespace asegnet::max_pool2x2 {
 
-// A row of windows lies over two input rows, `inner` elements apart per column: inner = C for channels_last,
+// A row of windows lies over two input rows of `inner` elements per column: inner = C for channels_last,
 // 1 for NCHW (there a "row" belongs to one channel). `pooled` windows in the row; `width` columns in the full
 // map (2*pooled - 1, 2*pooled or 2*pooled + 1). Row 1 is null where the last window is half-filled.
+// unpool_backward alone reads maps whose columns lie further apart than `inner`: `pitch`.
 struct Row {
-  int64_t pooled, width, inner;
+  int64_t pooled, width, inner, pitch;
 };
 
 struct Kernels {

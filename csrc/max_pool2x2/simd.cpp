@@ -172,12 +172,12 @@ bool unpool_backward(const void* p0, const void* p1, const uint8_t* code, void* 
   const int64_t whole = whole_windows(row1, r);
   uint8_t seen = 0;
   bool ok = true;
-  if (r.inner == 1) {
+  if (r.pitch == 1) {
     seen = gather_run<2, T>({row0, row0 + 1, row1, row1 + 1}, code, grad, whole);
   } else {
     for (int64_t j = 0; j < whole; ++j) {
-      const T *top = row0 + 2 * j * r.inner, *bottom = row1 + 2 * j * r.inner;
-      seen |= gather_run<1, T>({top, top + r.inner, bottom, bottom + r.inner}, code + j * r.inner,
+      const T *top = row0 + 2 * j * r.pitch, *bottom = row1 + 2 * j * r.pitch;
+      seen |= gather_run<1, T>({top, top + r.pitch, bottom, bottom + r.pitch}, code + j * r.inner,
                                grad + j * r.inner, r.inner);
     }
   }
@@ -187,7 +187,7 @@ bool unpool_backward(const void* p0, const void* p1, const uint8_t* code, void* 
       const bool inside = is_code(k) && (2 * j + (k & 1) < r.width) && (row1 || !(k & 2));
       ok &= inside;
       const T* row = k & 2 ? row1 : row0;
-      grad[j * r.inner + i] = inside ? row[(2 * j + (k & 1)) * r.inner + i] : T{0};
+      grad[j * r.inner + i] = inside ? row[(2 * j + (k & 1)) * r.pitch + i] : T{0};
     }
   }
   return ok && is_code(seen);

@@ -230,7 +230,8 @@ std::tuple<Tensor, Tensor> loss_from_sums(const Tensor& sums_in, std::optional<T
                                           double alpha, double beta, double gamma, double eps, bool pool_batch,
                                           bool include_background) {
   const LossOptions options{kind_of(kind), alpha, beta, gamma, eps};
-  check(sums_in.dim() == 3 && sums_in.size(0) == ROWS, "sums", "shape [6, N, classes]", shape_string(sums_in));
+  check(sums_in.dim() == 3 && sums_in.size(0) == ROWS && sums_in.size(2) > 0, "sums",
+        "shape [6, N, classes] with at least one class", shape_string(sums_in));
   const Tensor sums = torch::stable::contiguous(sums_in);
   const int64_t images = sums.size(1), classes = sums.size(2), row = images * classes;
   std::vector<double> w(classes, 1.0), d(ROWS * row);

@@ -5,6 +5,7 @@
 
 #include <cmath>
 
+#include "common/vector.h"
 #include "tversky/math.h"
 
 #define INLINE inline __attribute__((always_inline))
@@ -12,36 +13,12 @@
 namespace asegnet::tversky {
 namespace {
 
-#if defined(__AVX512F__)
-constexpr int kVectorBytes = 64;
-#elif defined(__AVX2__)
-constexpr int kVectorBytes = 32;
-#else
-constexpr int kVectorBytes = 16;
-#endif
-
 template <class T>
-struct Lanes;
-template <>
-struct Lanes<float> {
-  using Int = int32_t;
-  typedef float V __attribute__((vector_size(kVectorBytes)));
-  typedef int32_t I __attribute__((vector_size(kVectorBytes)));
-};
-template <>
-struct Lanes<double> {
-  using Int = int64_t;
-  typedef double V __attribute__((vector_size(kVectorBytes)));
-  typedef int64_t I __attribute__((vector_size(kVectorBytes)));
-};
+using Vec = Vector<T>;
 template <class T>
-using Vec = typename Lanes<T>::V;
+using IntVec = Mask<T>;
 template <class T>
-using IntVec = typename Lanes<T>::I;
-template <class T>
-using Int = typename Lanes<T>::Int;
-template <class T>
-constexpr int64_t kLanes = kVectorBytes / static_cast<int64_t>(sizeof(T));
+using Int = typename Lane<T>::Integer;
 
 template <class V, class T>
 INLINE V load(const T* p) {
@@ -275,7 +252,8 @@ struct Binary {
 
   INLINE Binary(V z0, V z1) : d(z1 - z0) {
     const I positive = d >= T{0};
-    e = exp_nonpositive(positive ? -d : d, T{});
+    const V top = positive ? z1 : z0;  // its difference from itself is NaN where it is infinite, as softmax is
+    e = exp_nonpositive((positive ? -d : d) + (top - top), T{});
     const V large = T{1} / (T{1} + e);
     const V small = e * large;
     p1 = positive ? large : small;
@@ -375,7 +353,8 @@ struct Softmax {
       max = larger ? v : max;
       top = larger ? static_cast<Scalar>(c) - I{} : top;
     }
-    others = rest = z_label = V{};
+    others = rest = max - max;  // NaN where a logit is infinite, as softmax is
+    z_label = V{};
     for (int64_t c = 0; c < classes; ++c) {
       const V v = load<V>(z[c] + i);
       const V e = exp_nonpositive(v - max, T{});

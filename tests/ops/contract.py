@@ -199,7 +199,7 @@ def contract(op: Op) -> dict[str, Callable]:
         outs = lambda *a: tuple(as_tuple(op.call(*a))[i] for i in op.outputs)  # noqa: E731
         assert torch.autograd.gradcheck(outs, args)
         assert torch.autograd.gradgradcheck(
-            outs, args, fast_mode=True
+            outs, args, atol=1e-8, fast_mode=True
         )  # one random direction: seconds, not minutes
 
     @test

@@ -211,6 +211,13 @@ def test_wrong_shapes_at_the_dispatcher_raise():
         torch.ops.asegnet_fast.attention_gate_backward(X, alpha, *ARGS, alpha, mask, False, False)
 
 
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+def test_shapes_on_the_meta_device(backend):
+    with af.use_backend(backend):
+        out, alpha = af.attention_gate(*(a.to("meta") for a in ARGS))
+    assert out.shape == X.shape and alpha.shape == (2, 1, 6, 4)
+
+
 @st.composite
 def cases(draw):
     n, cx, cg, f = (draw(st.integers(low, high)) for low, high in ((1, 2), (1, 33), (1, 20), (1, 35)))

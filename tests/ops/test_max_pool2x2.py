@@ -64,6 +64,7 @@ globals().update(
                 ("too low", lambda: af.max_pool2x2(X[:, :, :1]), ValueError, "x"),
                 ("no channel", lambda: af.max_pool2x2(X[:, :0]), ValueError, "x"),
                 ("sparse", lambda: af.max_pool2x2(X.to_sparse()), TypeError, "x"),
+                ("ceil_mode", lambda: af.max_pool2x2(X, "no"), TypeError, "ceil_mode"),
             ],
         )
     )
@@ -233,3 +234,41 @@ def test_indices_that_do_not_fit_are_refused():
         af.indices_to_codes(torch.tensor([[[[0, 1]]]]), (2, 4))
     with pytest.raises(RuntimeError, match="code"):
         af.codes_to_indices(torch.tensor([[[[7]]]], dtype=torch.uint8))
+
+
+@pytest.mark.parametrize(
+    ("size", "error"), [(None, TypeError), ((4,), TypeError), ((4.0, 6.0), TypeError), ((-4, 6), ValueError)]
+)
+def test_a_wrong_size_for_indices_is_named(size, error):
+    with pytest.raises(error, match=r"output_size: expected .*, got "):
+        pool_op.max_unpool2d_indices(Y, INDICES, size)
+
+
+def test_exchange_without_values():
+    """No value can be read on the meta device or under vmap; shapes and numbers come all the same."""
+    assert af.codes_to_indices(CODE.to("meta")).shape == af.indices_to_codes(INDICES.to("meta")).shape
+    indices = torch.func.vmap(af.codes_to_indices)(CODE)
+    assert torch.equal(indices, af.codes_to_indices(CODE))
+    assert torch.equal(torch.func.vmap(af.indices_to_codes)(indices), CODE)
+
+
+def slice_of_channels(shape, layout):
+    """The middle channels of a wider map, as the gradient of a concatenation is."""
+    n, c, h, w = shape
+    wide = torch.randn(n, c + 3, h, w, generator=torch.Generator().manual_seed(c))
+    return wide.contiguous(memory_format=layout)[:, 2 : 2 + c]
+
+
+@pytest.mark.parametrize(
+    "layout", [torch.contiguous_format, torch.channels_last], ids=["nchw", "channels_last"]
+)
+@pytest.mark.parametrize("shape", [(2, 1, 6, 4), (2, 3, 7, 5), (1, 16, 1, 7), (3, 2, 5, 1)], ids=str)
+def test_a_gradient_that_is_a_slice_of_channels_is_read_where_it_lies(shape, layout):
+    part = slice_of_channels(shape, layout)
+    _, code = reference.max_pool2x2(part.contiguous(memory_format=layout), True)
+    code = code.contiguous(memory_format=layout)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        result = torch.ops.asegnet_fast.max_unpool2x2_backward(part, code)
+    assert torch.equal(result, reference.max_unpool2x2_backward(part, code))
+    copies = [e.name for e in profile.events() if e.name in ("aten::clone", "aten::copy_")]
+    assert min(shape[1:]) == 1 or not copies

@@ -65,6 +65,7 @@ INPUT_ERRORS = [
     ("target with a class axis", lambda f: f(LOGITS, TARGET.unsqueeze(1)), ValueError, "target"),
     ("target device", lambda f: f(LOGITS, TARGET.to("meta")), TypeError, "target"),
     ("ignore_index", lambda f: f(LOGITS, TARGET, ignore_index=1.5), TypeError, "ignore_index"),
+    ("ignore_index too large", lambda f: f(LOGITS, TARGET, ignore_index=2**63), ValueError, "ignore_index"),
     ("label too large", lambda f: f(LOGITS, with_label(3, (1, 2, 3))), RuntimeError, "got 3 at [1, 2, 3]"),
     ("label negative", lambda f: f(LOGITS, with_label(-1, (0, 0, 1))), RuntimeError, "got -1 at [0, 0, 1]"),
     (
@@ -97,11 +98,13 @@ WEIGHT_ERRORS = [
         ValueError,
         "weight",
     ),
+    ("weight complex", lambda f: f(LOGITS, TARGET, weight=torch.ones(3) + 1j), TypeError, "weight"),
     ("weight device", lambda f: f(LOGITS, TARGET, weight=torch.ones(3, device="meta")), TypeError, "weight"),
 ]
 OPTION_ERRORS = [
     ("eps zero", lambda f: f(LOGITS, TARGET, eps=0), ValueError, "eps"),
     ("eps NaN", lambda f: f(LOGITS, TARGET, eps=math.nan), ValueError, "eps"),
+    ("eps beyond float", lambda f: f(LOGITS, TARGET, eps=10**400), ValueError, "eps"),
     ("reduce_over", lambda f: f(LOGITS, TARGET, reduce_over="pixel"), ValueError, "reduce_over"),
     ("background", lambda f: f(LOGITS, TARGET, include_background=1), TypeError, "include_background"),
 ]
@@ -344,6 +347,25 @@ def test_an_ignored_nan_stays_out():
         assert torch.equal(torch.autograd.grad(a, xa)[0], torch.autograd.grad(b, xb)[0]), name
 
 
+@pytest.mark.parametrize("classes", [1, 2, 3])
+@pytest.mark.parametrize("bad", [math.inf, -math.inf, math.nan], ids=str)
+def test_infinite_logits_are_as_in_torchs_softmax(classes, bad):
+    """An overflow to +inf makes the loss NaN; it must not pass for a confident prediction."""
+    logits = torch.randn(2, classes, 5, 7, generator=torch.Generator().manual_seed(classes))
+    logits[1, -1, 2, 3] = bad
+    target = torch.arange(70).view(2, 5, 7) % max(classes, 2)
+    for name, loss in LOSSES.items():
+        found = []
+        for backend in ("auto", "reference"):
+            x = logits.clone().requires_grad_()
+            with af.use_backend(backend):
+                value = loss(x, target)
+            found.append((value, torch.autograd.grad(value, x)[0]))
+        assert found[0][0].isnan() == (bad != -math.inf or found[1][0].isnan()), name
+        for ours, theirs in zip(*found, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6, equal_nan=True)
+
+
 @pytest.mark.parametrize("op", ["region_sums_backward", "region_loss_backward"])
 def test_an_undefined_label_reads_nothing_in_backward(op):
     target = with_label(2**62, (1, 0, 0))
@@ -356,6 +378,13 @@ def test_an_undefined_label_reads_nothing_in_backward(op):
             torch.ops.asegnet_fast.region_loss_backward(
                 torch.ones(()), LOGITS, target, coefficients, None, None, *options
             )
+
+
+@pytest.mark.parametrize("images", [0, 2])
+def test_sums_of_no_class_are_refused_at_the_dispatcher(images):
+    options = (*samples.OPTIONS["focal"][:-1], False)  # without the background, whose weight would be written
+    with pytest.raises(RuntimeError, match=r"sums: expected .* at least one class, got \["):
+        torch.ops.asegnet_fast.loss_from_sums(torch.zeros(6, images, 0), None, *options)
 
 
 @pytest.mark.parametrize("layout", samples.LAYOUTS)

@@ -62,9 +62,14 @@ def _check_maps(x: Tensor, g: Tensor) -> None:
             raise wrong_value("g", f"x's height and width, {tuple(x.shape[-2:])}, or a coarser map", g)
 
 
+def _under_autocast(x: Tensor) -> bool:
+    device = x.device.type
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)  # meta has none
+
+
 def _check_dtypes(tensors: dict[str, Tensor]) -> None:
     x = tensors["x"]
-    autocast = torch.is_autocast_enabled(x.device.type)
+    autocast = _under_autocast(x)
     for name, tensor in tensors.items():
         check_float(name, tensor)
         check_same("device", name, tensor, "x", x)
@@ -140,9 +145,9 @@ def attention_gate(
 
 
 def _reference(tensors: dict[str, Tensor], mode: str, upsample: str) -> tuple[Tensor, Tensor]:
-    device = tensors["x"].device.type
-    if not torch.is_autocast_enabled(device) or tensors["x"].dtype == torch.float64:
+    if not _under_autocast(tensors["x"]) or tensors["x"].dtype == torch.float64:
         return reference.attention_gate(*tensors.values(), mode, upsample)
+    device = tensors["x"].device.type
     # Left to autocast, the product alpha * x would come out in x's dtype, unlike the op's.
     dtype = torch.get_autocast_dtype(device)
     with torch.autocast(device, enabled=False):
@@ -189,12 +194,14 @@ _forward = _library.define(
     "attention_gate",
     f"({_INPUTS}, bool multiplicative, bool nearest) -> (Tensor, Tensor, Tensor, Tensor)",
     _reference_forward,
+    layout_of=None,
 )
 _backward = _library.define(
     "attention_gate_backward",
     f"(Tensor dout, Tensor dalpha, {_INPUTS}, Tensor gate, Tensor mask, bool multiplicative, bool nearest)"
     " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     _reference_backward,
+    layout_of=None,
     listed=False,
 )
 

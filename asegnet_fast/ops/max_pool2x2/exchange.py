@@ -9,6 +9,7 @@ from torch import Tensor
 
 from asegnet_fast.ops._checks import check_tensor, wrong_type, wrong_value
 from asegnet_fast.ops.max_pool2x2.op import output_sides
+from asegnet_fast.ops.max_pool2x2.reference import readable
 
 
 def _corner(h: int, w: int, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -28,7 +29,7 @@ def codes_to_indices(code: Tensor, input_size: Sequence[int] | None = None) -> T
 
     Raises:
         TypeError: code is not a uint8 tensor. ValueError: input_size is out of range.
-        RuntimeError: a code is above 3 or lies outside the map.
+        RuntimeError: a code is above 3 or lies outside the map (on the CPU, outside compile and transforms).
     """
     check_tensor("code", code, (2, 3, 4))
     if code.dtype != torch.uint8:
@@ -37,7 +38,7 @@ def codes_to_indices(code: Tensor, input_size: Sequence[int] | None = None) -> T
     top, left = _corner(*code.shape[-2:], code.device)
     rows, columns = top + (code >> 1), left + (code & 1)
     bad = (code > 3) | (rows >= height) | (columns >= width)
-    if bool(bad.any()):
+    if readable(code) and bool(bad.any()):
         raise RuntimeError(f"code: expected positions 0..3 inside the map, got {int(code[bad][0])}")
     return rows * width + columns
 
@@ -54,7 +55,7 @@ def indices_to_codes(indices: Tensor, input_size: Sequence[int] | None = None) -
 
     Raises:
         TypeError: indices is not an int64 tensor. ValueError: input_size is out of range.
-        RuntimeError: an index does not lie in its own window.
+        RuntimeError: an index does not lie in its own window (on the CPU, outside compile and transforms).
     """
     check_tensor("indices", indices, (2, 3, 4))
     if indices.dtype != torch.int64:
@@ -65,7 +66,7 @@ def indices_to_codes(indices: Tensor, input_size: Sequence[int] | None = None) -
     top, left = _corner(*indices.shape[-2:], indices.device)
     dy, dx = indices.div(width, rounding_mode="floor") - top, indices % width - left
     bad = (dy < 0) | (dy > 1) | (dx < 0) | (dx > 1) | (indices >= height * width) | (indices < 0)
-    if bool(bad.any()):
+    if readable(indices) and bool(bad.any()):
         where = bad.nonzero()[0].tolist()
         raise RuntimeError(
             "indices: expected each index inside its own 2x2 window of a "

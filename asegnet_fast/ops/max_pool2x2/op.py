@@ -23,18 +23,26 @@ from asegnet_fast.ops.max_pool2x2 import reference
 def _check_pool(x: Tensor, ceil_mode: bool) -> None:
     check_tensor("x", x, (3, 4))
     check_float("x", x)
+    if not isinstance(ceil_mode, bool):
+        raise wrong_type("ceil_mode", "a bool", ceil_mode)
     least = 1 if ceil_mode else 2
     if x.shape[-2] < least or x.shape[-1] < least or x.shape[-3] == 0:
         raise wrong_value("x", f"at least one channel and sides of at least {least}", x)
+
+
+def last_two(output_size: Sequence[int]) -> tuple[int, int]:
+    """(H, W) from a size that ends in them; TypeError for anything else."""
+    sides = tuple(output_size)[-2:] if isinstance(output_size, Sequence) else ()
+    if len(sides) != 2 or not all(isinstance(s, (int, torch.SymInt)) for s in sides):
+        raise wrong_type("output_size", "a sequence of ints that ends in H, W", output_size)
+    return sides
 
 
 def output_sides(output_size: Sequence[int] | None, h: int, w: int) -> tuple[int, int]:
     """(H, W) from None (doubles) or a size whose last two entries count; each side 2h - 1, 2h or 2h + 1."""
     if output_size is None:
         return 2 * h, 2 * w
-    sides = tuple(output_size)[-2:] if isinstance(output_size, Sequence) else ()
-    if len(sides) != 2 or not all(isinstance(s, (int, torch.SymInt)) for s in sides):
-        raise wrong_type("output_size", "None or a sequence of ints that ends in H, W", output_size)
+    sides = last_two(output_size)
     for side, pooled in zip(sides, (h, w), strict=True):
         if not 2 * pooled - 1 <= side <= 2 * pooled + 1 or side < 0:
             raise wrong_value(
@@ -71,7 +79,7 @@ def max_pool2x2(x: Tensor, ceil_mode: bool = False) -> tuple[Tensor, Tensor]:
         2*dy + dx in 0..3 as uint8. Only y has a gradient.
 
     Raises:
-        TypeError: x is not a dense float tensor.
+        TypeError: x is not a dense float tensor, or ceil_mode no bool.
         ValueError: x is not 3-D or 4-D, has no channel, or a side shorter than 2 (1 with ceil_mode).
 
     Equivalent to: ``torch.nn.functional.max_pool2d(x, 2, ceil_mode=ceil_mode, return_indices=True)``, with codes
@@ -131,8 +139,8 @@ def max_unpool2d_indices(y: Tensor, indices: Tensor, output_size: Sequence[int])
         [..., H, W] in y's dtype and memory format.
 
     Raises:
-        TypeError: wrong kinds of tensors, dtypes or devices.
-        ValueError: shapes differ, or output_size does not end in H, W.
+        TypeError: wrong kinds of tensors, dtypes or devices, or output_size does not end in H, W.
+        ValueError: shapes differ, or a side is negative.
         RuntimeError: an index lies outside the plane (on the CPU).
 
     Equivalent to: ``torch.nn.functional.max_unpool2d``, which is non-deterministic and unchecked in backward.
@@ -144,7 +152,9 @@ def max_unpool2d_indices(y: Tensor, indices: Tensor, output_size: Sequence[int])
         raise wrong_type("indices", "dtype int64", indices)
     check_same("shape", "indices", indices, "y", y)
     check_same("device", "indices", indices, "y", y)
-    height, width = tuple(output_size)[-2:]
+    height, width = last_two(output_size)
+    if height < 0 or width < 0:
+        raise wrong_value("output_size", "sides of at least 0", tuple(output_size))
     if y.dim() == 3:
         return max_unpool2d_indices(y.unsqueeze(0), indices.unsqueeze(0), (height, width)).squeeze(0)
     return _library.serve("max_unpool2d_indices", y, indices, height, width)

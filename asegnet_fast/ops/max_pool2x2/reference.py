@@ -32,7 +32,7 @@ def max_pool2x2(x: Tensor, ceil_mode: bool = False) -> tuple[Tensor, Tensor]:
     return best, code
 
 
-def _readable(t: Tensor) -> bool:
+def readable(t: Tensor) -> bool:
     """Whether values may be read: not while tracing or batching, and not on a GPU, where it would synchronise."""
     traced = torch.compiler.is_compiling() or torch._C._functorch.maybe_current_level() is not None
     return not traced and t.device.type == "cpu" and t.numel() > 0
@@ -40,7 +40,7 @@ def _readable(t: Tensor) -> bool:
 
 def _check_code(code: Tensor, height: int, width: int) -> None:
     h, w = code.shape[-2:]
-    if not _readable(code):
+    if not readable(code):
         return
     rows = torch.arange(h, device=code.device)[:, None] * 2 + (code >> 1)
     columns = torch.arange(w, device=code.device) * 2 + (code & 1)
@@ -131,7 +131,7 @@ def max_unpool2d_indices_backward(grad: Tensor, indices: Tensor) -> Tensor:
 
 
 def _check_indices(indices: Tensor, size: int) -> None:
-    if not _readable(indices):
+    if not readable(indices):
         return
     bad = (indices < 0) | (indices >= size)
     if bool(bad.any()):

@@ -8,7 +8,7 @@ undefined label raises on the CPU; on a GPU, or in a compiled reference, it ente
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -68,15 +68,24 @@ def _check_inputs(logits: Tensor, target: Tensor, ignore_index: int | None) -> N
     if target.shape != shape:
         raise wrong_value("target", f"shape {tuple(shape)}, the logits' without the class axis", target)
     check_same("device", "target", target, "logits", logits)
-    if ignore_index is not None and (isinstance(ignore_index, bool) or not isinstance(ignore_index, int)):
+    check_ignore_index(ignore_index)
+
+
+def check_ignore_index(ignore_index: int | None) -> None:
+    """Raise TypeError or ValueError unless it is None or an int that a label can be."""
+    if ignore_index is None:
+        return
+    if isinstance(ignore_index, bool) or not isinstance(ignore_index, int):
         raise wrong_type("ignore_index", "None or an int", ignore_index)
+    if not -(2**63) <= ignore_index < 2**63:
+        raise wrong_value("ignore_index", "None or an int of 64 bits", ignore_index)
 
 
 def _check_number(name: str, value: object, least: float, open_end: bool = False) -> None:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise wrong_type(name, "a number", value)
     # Comparisons alone: NaN fails them, and tracing with symbolic floats knows them.
-    if not least <= value < math.inf or (open_end and value == least):
+    if not least <= value <= sys.float_info.max or (open_end and value == least):
         raise wrong_value(name, f"a finite number {'above' if open_end else 'of at least'} {least:g}", value)
 
 
@@ -93,18 +102,25 @@ def check_options(
         raise wrong_type("include_background", "a bool", include_background)
 
 
+def numbers(weight: Sequence[float]) -> Sequence[float]:
+    """`weight` itself; TypeError unless it is a sequence of numbers."""
+    if isinstance(weight, str) or not isinstance(weight, Sequence):
+        raise wrong_type("weight", "None, a tensor or a sequence of numbers", weight)
+    if not all(isinstance(w, (int, float)) for w in weight):
+        raise wrong_type("weight", "a sequence of numbers", weight)
+    return weight
+
+
 def _weight_like(weight: Tensor | Sequence[float] | None, classes: int, like: Tensor) -> Tensor | None:
     """The class weights as a tensor in the dtype of the sums, on the logits' device."""
     if weight is None:
         return None
     dtype = reference.sums_dtype(like.dtype)
     if not isinstance(weight, Tensor):
-        if isinstance(weight, str) or not isinstance(weight, Sequence):
-            raise wrong_type("weight", "None, a tensor or a sequence of numbers", weight)
-        if not all(isinstance(w, (int, float)) for w in weight):
-            raise wrong_type("weight", "a sequence of numbers", weight)
-        weight = torch.tensor(weight, dtype=dtype, device=like.device)
+        weight = torch.tensor(numbers(weight), dtype=dtype, device=like.device)
     check_tensor("weight", weight)
+    if weight.is_complex():
+        raise wrong_type("weight", "real numbers", weight)
     if weight.shape != (classes,):
         raise wrong_value("weight", f"one number for each of {classes} classes", weight)
     check_same("device", "weight", weight, "logits", like)
