@@ -203,16 +203,17 @@ def report(
     from asegnet_fast.training.progress import Reporter
 
     settings, config = read_run(run)
+    folder = data or settings.data
     with Reporter() as reporter:
         summary = summarise_run(run)
+        slices = None
+        if data is not None or Path(folder).is_dir():
+            slices = _load(dataclasses.replace(settings, data=folder), reporter)
+            if slices.fingerprint != config["data"]["fingerprint"]:
+                raise InputError(f"{folder}: expected the data of the run {run}, got other slices")
         _write_tables(summary, run, reporter)
-        if data is None and not Path(settings.data).is_dir():
-            raise InputError(
-                f"--data: expected the run's data, got no folder {settings.data} (say where they are)"
-            )
-        slices = _load(dataclasses.replace(settings, data=data or settings.data), reporter)
-        if slices.fingerprint != config["data"]["fingerprint"]:
-            raise InputError(f"{data or settings.data}: expected the data of the run {run}, got other slices")
+        if slices is None:  # the tables need no data
+            raise InputError(f"--data: expected the run's data, got no folder {folder} (say where they are)")
         _write_figures(summary, run, slices, reporter)
 
 
