@@ -12,9 +12,26 @@ struct Window {  // the four elements under one window, columns `step` apart, el
   const T *a, *b, *c, *d;
 };
 
+template <int64_t kCount>
+struct Fixed {
+  constexpr operator int64_t() const { return kCount; }
+};
+
+// Calls f(start, length) over blocks of fixed lengths. NCHW rows are short, and a loop of a length known to the
+// compiler vectorises where one of unknown length would fall to its scalar tail.
+template <class F>
+void in_blocks(int64_t count, const F& f) {
+  int64_t i = 0;
+  for (; i + 64 <= count; i += 64) f(i, Fixed<64>{});
+  if (i + 32 <= count) f(i, Fixed<32>{}), i += 32;
+  if (i + 16 <= count) f(i, Fixed<16>{}), i += 16;
+  if (i + 8 <= count) f(i, Fixed<8>{}), i += 8;
+  for (; i < count; ++i) f(i, Fixed<1>{});
+}
+
 // One run of windows whose four inputs advance by `kStride` elements each.
-template <class Order, int kStride, class T>
-void pool_run(Window<T> in, T* __restrict y, uint8_t* __restrict code, int64_t count) {
+template <class Order, int kStride, class T, class Count>
+void pool_run(Window<T> in, T* __restrict y, uint8_t* __restrict code, Count count) {
   for (int64_t i = 0; i < count; ++i) {
     const T va = in.a[i * kStride], vb = in.b[i * kStride], vc = in.c[i * kStride], vd = in.d[i * kStride];
     using P = typename Order::Position;
@@ -58,7 +75,10 @@ void pool(const void* p0, const void* p1, void* py, uint8_t* code, Row r) {
   T* y = static_cast<T*>(py);
   const int64_t whole = whole_windows(row1, r);
   if (r.inner == 1) {
-    pool_run<Order, 2, T>({row0, row0 + 1, row1, row1 + 1}, y, code, whole);
+    in_blocks(whole, [&](int64_t i, auto count) {
+      const T *top = row0 + 2 * i, *bottom = row1 + 2 * i;
+      pool_run<Order, 2, T>({top, top + 1, bottom, bottom + 1}, y + i, code + i, count);
+    });
   } else {
     for (int64_t j = 0; j < whole; ++j) {
       const T *top = row0 + 2 * j * r.inner, *bottom = row1 + 2 * j * r.inner;
@@ -73,6 +93,12 @@ void pool(const void* p0, const void* p1, void* py, uint8_t* code, Row r) {
   }
 }
 
+// `value` where the code says so, else zero: by arithmetic, since codes are as good as random to a branch.
+template <class T>
+T where(bool here, T value) {
+  return static_cast<T>(value & static_cast<T>(-static_cast<T>(here)));
+}
+
 // Writes the four places of a run of windows: the value where the code says, zero elsewhere.
 template <class T>
 uint8_t unpool_run(const T* __restrict y, const uint8_t* __restrict code, T* __restrict a, T* __restrict b,
@@ -82,27 +108,27 @@ uint8_t unpool_run(const T* __restrict y, const uint8_t* __restrict code, T* __r
     const T value = y[i];
     const uint8_t k = code[i];
     seen |= k;
-    a[i] = k == 0 ? value : T{0};
-    b[i] = k == 1 ? value : T{0};
-    c[i] = k == 2 ? value : T{0};
-    d[i] = k == 3 ? value : T{0};
+    a[i] = where(k == 0, value);
+    b[i] = where(k == 1, value);
+    c[i] = where(k == 2, value);
+    d[i] = where(k == 3, value);
   }
   return seen;
 }
 
 // NCHW: the two columns of a window are neighbours, so both rows are written as interleaved pairs.
-template <class T>
+template <class T, class Count>
 uint8_t unpool_pairs(const T* __restrict y, const uint8_t* __restrict code, T* __restrict row0,
-                     T* __restrict row1, int64_t count) {
+                     T* __restrict row1, Count count) {
   uint8_t seen = 0;
   for (int64_t i = 0; i < count; ++i) {
     const T value = y[i];
     const uint8_t k = code[i];
     seen |= k;
-    row0[2 * i] = k == 0 ? value : T{0};
-    row0[2 * i + 1] = k == 1 ? value : T{0};
-    row1[2 * i] = k == 2 ? value : T{0};
-    row1[2 * i + 1] = k == 3 ? value : T{0};
+    row0[2 * i] = where(k == 0, value);
+    row0[2 * i + 1] = where(k == 1, value);
+    row1[2 * i] = where(k == 2, value);
+    row1[2 * i + 1] = where(k == 3, value);
   }
   return seen;
 }
@@ -130,7 +156,9 @@ bool unpool(const void* py, const uint8_t* code, void* p0, void* p1, Row r) {
   uint8_t seen = 0;
   bool ok = true;
   if (r.inner == 1) {
-    if (whole) seen = unpool_pairs(y, code, row0, row1, whole);
+    in_blocks(whole, [&](int64_t i, auto count) {
+      seen |= unpool_pairs(y + i, code + i, row0 + 2 * i, row1 + 2 * i, count);
+    });
   } else {
     for (int64_t j = 0; j < whole; ++j) {
       T *top = row0 + 2 * j * r.inner, *bottom = row1 + 2 * j * r.inner;
@@ -150,8 +178,8 @@ bool unpool(const void* py, const uint8_t* code, void* p0, void* p1, Row r) {
   return ok && is_code(seen);
 }
 
-template <int kStride, class T>
-uint8_t gather_run(Window<T> in, const uint8_t* __restrict code, T* __restrict grad, int64_t count) {
+template <int kStride, class T, class Count>
+uint8_t gather_run(Window<T> in, const uint8_t* __restrict code, T* __restrict grad, Count count) {
   uint8_t seen = 0;
   for (int64_t i = 0; i < count; ++i) {
     const uint8_t k = code[i];
@@ -173,7 +201,10 @@ bool unpool_backward(const void* p0, const void* p1, const uint8_t* code, void* 
   uint8_t seen = 0;
   bool ok = true;
   if (r.pitch == 1) {
-    seen = gather_run<2, T>({row0, row0 + 1, row1, row1 + 1}, code, grad, whole);
+    in_blocks(whole, [&](int64_t i, auto count) {
+      const T *top = row0 + 2 * i, *bottom = row1 + 2 * i;
+      seen |= gather_run<2, T>({top, top + 1, bottom, bottom + 1}, code + i, grad + i, count);
+    });
   } else {
     for (int64_t j = 0; j < whole; ++j) {
       const T *top = row0 + 2 * j * r.pitch, *bottom = row1 + 2 * j * r.pitch;
