@@ -23,7 +23,7 @@ $(VENV)/.installed: $(VENV)/.torch pyproject.toml setup.py CMakeLists.txt build_
 	touch $@
 
 demo: $(VENV)/.installed
-	$(BIN)/asegnet-fast demo
+	$(BIN)/asegnet-fast demo --resume
 
 test: $(VENV)/.installed
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
