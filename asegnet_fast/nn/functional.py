@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from asegnet_fast.ops._checks import FLOATS, check_choice, wrong_value
 from asegnet_fast.ops.max_pool2x2 import exchange, op
+from asegnet_fast.ops.max_pool2x2.reference import readable
 
 IntOrPair = int | Sequence[int]
 
@@ -174,15 +175,7 @@ def _unpooled_sides(
 
 def _refuse_cast_codes(indices: Tensor) -> None:
     # Three windows cannot all have their maximum among the first four positions of the plane.
-    if (
-        indices.device.type != "cpu"
-        or torch.compiler.is_compiling()
-        or indices.shape[-2] * indices.shape[-1] < 3
-    ):
-        return
-    if torch._C._functorch.maybe_current_level() is not None:
-        return
-    if int(indices.max()) <= 3:
+    if readable(indices) and indices.shape[-2] * indices.shape[-1] >= 3 and int(indices.max()) <= 3:
         raise RuntimeError(
             "indices: expected positions in the unpooled plane, got int64 values that are all 0..3, as codes cast to "
             "int64 are; pass the uint8 codes themselves, or asegnet_fast.codes_to_indices(code, input_size)"

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from asegnet_fast.ops._checks import check_tensor, wrong_type, wrong_value
 from asegnet_fast.ops.max_pool2x2.op import output_sides
-from asegnet_fast.ops.max_pool2x2.reference import readable
+from asegnet_fast.ops.max_pool2x2.reference import check_code, readable
 
 
 def _corner(h: int, w: int, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -35,12 +35,9 @@ def codes_to_indices(code: Tensor, input_size: Sequence[int] | None = None) -> T
     if code.dtype != torch.uint8:
         raise wrong_type("code", "dtype uint8", code)
     height, width = output_sides(input_size, *code.shape[-2:])
+    check_code(code, height, width)
     top, left = _corner(*code.shape[-2:], code.device)
-    rows, columns = top + (code >> 1), left + (code & 1)
-    bad = (code > 3) | (rows >= height) | (columns >= width)
-    if readable(code) and bool(bad.any()):
-        raise RuntimeError(f"code: expected positions 0..3 inside the map, got {int(code[bad][0])}")
-    return rows * width + columns
+    return (top + (code >> 1)) * width + left + (code & 1)
 
 
 def indices_to_codes(indices: Tensor, input_size: Sequence[int] | None = None) -> Tensor:

@@ -38,7 +38,8 @@ def readable(t: Tensor) -> bool:
     return not traced and t.device.type == "cpu" and t.numel() > 0
 
 
-def _check_code(code: Tensor, height: int, width: int) -> None:
+def check_code(code: Tensor, height: int, width: int) -> None:
+    """Raise RuntimeError where a code [..., h, w] lies outside a height x width map, if values may be read."""
     h, w = code.shape[-2:]
     if not readable(code):
         return
@@ -55,7 +56,7 @@ def _check_code(code: Tensor, height: int, width: int) -> None:
 
 def max_unpool2x2(y: Tensor, code: Tensor, height: int, width: int) -> Tensor:
     """y, code [N, C, h, w] -> [N, C, height, width]: each value at its code's position, zero elsewhere."""
-    _check_code(code, height, width)
+    check_code(code, height, width)
     h, w = y.shape[-2:]
     positions = torch.arange(4, dtype=torch.uint8, device=y.device)[:, None, None, None, None]
     places = torch.where(
@@ -67,7 +68,7 @@ def max_unpool2x2(y: Tensor, code: Tensor, height: int, width: int) -> Tensor:
 
 def max_unpool2x2_backward(grad: Tensor, code: Tensor) -> Tensor:
     """grad [N, C, H, W], code [N, C, h, w] -> the gradient at each code's position, [N, C, h, w]."""
-    _check_code(code, grad.shape[-2], grad.shape[-1])
+    check_code(code, grad.shape[-2], grad.shape[-1])
     h, w = code.shape[-2:]
     out = torch.zeros((), dtype=grad.dtype, device=grad.device)
     for position, part in enumerate(_windows(grad, h, w)):
