@@ -5,23 +5,18 @@
 
 #include "common/host_device.h"
 #include "common/vector.h"
-#if defined(__x86_64__)
-#include <immintrin.h>
-#endif
 
 namespace asegnet::attention_gate {
 namespace {
 
 template <typename A>
 ASEGNET_HOST_DEVICE Vector<A> load(const A* from) {
-  Vector<A> value;
-  __builtin_memcpy(&value, from, sizeof(value));
-  return value;
+  return load_as<Vector<A>>(from);
 }
 
 template <typename A>
 ASEGNET_HOST_DEVICE void store(A* to, Vector<A> value) {
-  __builtin_memcpy(to, &value, sizeof(value));
+  store_as(to, value);
 }
 
 template <typename A>
@@ -53,20 +48,30 @@ ASEGNET_HOST_DEVICE Mask<A> lanes_of(unsigned bits) {
 // The inverse: one bit for each lane that is all ones.
 template <typename A>
 ASEGNET_HOST_DEVICE unsigned bits_of(Mask<A> lanes) {
-#if defined(__AVX512F__)
-  if constexpr (sizeof(A) == 4) return _mm512_test_epi32_mask((__m512i)lanes, (__m512i)lanes);
-  return _mm512_test_epi64_mask((__m512i)lanes, (__m512i)lanes);
-#elif defined(__AVX2__)
-  if constexpr (sizeof(A) == 4) return _mm256_movemask_ps((__m256)lanes);
-  return _mm256_movemask_pd((__m256d)lanes);
-#elif defined(__SSE2__)
-  if constexpr (sizeof(A) == 4) return _mm_movemask_ps((__m128)lanes);
-  return _mm_movemask_pd((__m128d)lanes);
-#else
   unsigned bits = 0;
-  for (int lane = 0; lane < kLanes<A>; ++lane) bits |= unsigned(lanes[lane] & 1) << lane;
-  return bits;
+#if defined(__AVX512F__)
+  if constexpr (kVectorBytes == 64) {
+    if constexpr (sizeof(A) == 4) return _mm512_test_epi32_mask((__m512i)lanes, (__m512i)lanes);
+    return _mm512_test_epi64_mask((__m512i)lanes, (__m512i)lanes);
+  }
 #endif
+#if defined(__AVX2__)
+  if constexpr (kVectorBytes == 32) {
+    if constexpr (sizeof(A) == 4) return _mm256_movemask_ps((__m256)lanes);
+    return _mm256_movemask_pd((__m256d)lanes);
+  }
+#endif
+#if defined(__SSE2__)
+  __m128i parts[kVectorBytes / 16];
+  __builtin_memcpy(parts, &lanes, kVectorBytes);
+  for (int i = 0; i < kVectorBytes / 16; ++i) {
+    if constexpr (sizeof(A) == 4) bits |= unsigned(_mm_movemask_ps((__m128)parts[i])) << (4 * i);
+    else bits |= unsigned(_mm_movemask_pd((__m128d)parts[i])) << (2 * i);
+  }
+#else
+  for (int lane = 0; lane < kLanes<A>; ++lane) bits |= unsigned(lanes[lane] & 1) << lane;
+#endif
+  return bits;
 }
 
 // Pairs of lanes are added first, so that the sum is as exact as the vector sums it ends.

@@ -4,10 +4,19 @@
 
 #include <cstdint>
 
+#include "common/host_device.h"
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
 namespace asegnet {
 namespace {
 
-#if defined(__AVX512F__)
+// ASEGNET_VECTOR_BYTES sets another width than the instruction set's own: 64 runs the AVX-512 kernels' logic on a
+// machine without AVX-512. Code therefore asks for kVectorBytes, and for a macro of the compiler only around intrinsics.
+#if defined(ASEGNET_VECTOR_BYTES)
+constexpr int kVectorBytes = ASEGNET_VECTOR_BYTES;
+#elif defined(__AVX512F__)
 constexpr int kVectorBytes = 64;
 #elif defined(__AVX2__)
 constexpr int kVectorBytes = 32;
@@ -35,6 +44,54 @@ template <typename A>
 using Mask = typename Lane<A>::Mask;  // also a vector of integers as wide as A
 template <typename A>
 constexpr int kLanes = kVectorBytes / static_cast<int>(sizeof(A));
+
+// Any vector type, any address.
+template <class V, class T>
+ASEGNET_HOST_DEVICE V load_as(const T* from) {
+  V value;
+  __builtin_memcpy(&value, from, sizeof(V));
+  return value;
+}
+template <class V, class T>
+ASEGNET_HOST_DEVICE void store_as(T* to, V value) {
+  __builtin_memcpy(to, &value, sizeof(V));
+}
+
+// Streaming store of one vector (of 16, 32 or 64 bytes) to an address aligned to its size: the line goes to memory
+// without being read, and leaves the cache to others. Call stream_fence() before another thread may read.
+template <class V, class T>
+ASEGNET_HOST_DEVICE void stream_as(T* to, V value) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(V) == 64) return _mm512_stream_si512((__m512i*)to, (__m512i)value);
+#endif
+#if defined(__AVX2__)
+  if constexpr (sizeof(V) == 32) return _mm256_stream_si256((__m256i*)to, (__m256i)value);
+  if constexpr (sizeof(V) == 64) {
+    __m256i halves[2];
+    __builtin_memcpy(halves, &value, 64);
+    _mm256_stream_si256((__m256i*)to, halves[0]);
+    return _mm256_stream_si256((__m256i*)to + 1, halves[1]);
+  }
+#endif
+#if defined(__SSE2__)
+  __m128i parts[sizeof(V) / 16];
+  __builtin_memcpy(parts, &value, sizeof(V));
+  for (unsigned i = 0; i < sizeof(V) / 16; ++i) _mm_stream_si128((__m128i*)to + i, parts[i]);
+#else
+  store_as(to, value);
+#endif
+}
+
+ASEGNET_HOST_DEVICE void stream_fence() {
+#if defined(__SSE2__)
+  _mm_sfence();
+#endif
+}
+
+template <class T>
+ASEGNET_HOST_DEVICE bool is_aligned(const T* address, uint64_t bytes = kVectorBytes) {
+  return reinterpret_cast<uintptr_t>(address) % bytes == 0;
+}
 
 }  // namespace
 }  // namespace asegnet

@@ -20,16 +20,6 @@ using IntVec = Mask<T>;
 template <class T>
 using Int = typename Lane<T>::Integer;
 
-template <class V, class T>
-INLINE V load(const T* p) {
-  V v;
-  __builtin_memcpy(&v, p, sizeof(V));
-  return v;
-}
-template <class V, class T>
-INLINE void store(T* p, V v) {
-  __builtin_memcpy(p, &v, sizeof(V));
-}
 template <class To, class From>
 INLINE To bits(From v) {
   static_assert(sizeof(To) == sizeof(From));
@@ -268,8 +258,8 @@ void binary_sums(Planes<T> z, const Int<T>* label, int64_t padded, double* sums)
   V tp0{}, tp1{}, cross0{}, cross1{}, p20{}, p21{}, ce0{}, ce1{};
   I n0{}, n1{};
   for (int64_t i = 0; i < padded; i += kLanes<T>) {
-    const Binary<T> b(load<V>(z[0] + i), load<V>(z[1] + i));
-    const I t = load<I>(label + i);
+    const Binary<T> b(load_as<V>(z[0] + i), load_as<V>(z[1] + i));
+    const I t = load_as<I>(label + i);
     const I is0 = t == 0, is1 = t == 1;
     n0 -= is0;
     n1 -= is1;
@@ -312,8 +302,8 @@ void binary_gradient_block(Planes<T> z, const Int<T>* label, int64_t padded, con
   const V square0 = all(static_cast<T>(2 * at(SUM_P2, 0))), square1 = all(static_cast<T>(2 * at(SUM_P2, 1)));
   const V k_ce0 = all(static_cast<T>(at(CE, 0))), k_ce1 = all(static_cast<T>(at(CE, 1)));
   for (int64_t i = 0; i < padded; i += kLanes<T>) {
-    const Binary<T> b(load<V>(z[0] + i), load<V>(z[1] + i));
-    const I t = load<I>(label + i);
+    const Binary<T> b(load_as<V>(z[0] + i), load_as<V>(z[1] + i));
+    const I t = load_as<I>(label + i);
     const I is1 = t == 1;
     V slope = is1 ? slope1 : slope0;
     if constexpr (kP2) slope += square1 * b.p1 - square0 * b.p0;
@@ -324,8 +314,8 @@ void binary_gradient_block(Planes<T> z, const Int<T>* label, int64_t padded, con
       g = b.p0 * b.p1 * slope;
     }
     g = t >= 0 ? g : V{};
-    store(out[1] + i, g);
-    if (both) store(out[0] + i, -g);
+    store_as(out[1] + i, g);
+    if (both) store_as(out[0] + i, -g);
   }
 }
 
@@ -345,10 +335,10 @@ struct Softmax {
 
   INLINE Softmax(Planes<T> z, int64_t i, int64_t classes, I label, V* exps) {
     using Scalar = Int<T>;
-    max = load<V>(z[0] + i);
+    max = load_as<V>(z[0] + i);
     top = I{};
     for (int64_t c = 1; c < classes; ++c) {
-      const V v = load<V>(z[c] + i);
+      const V v = load_as<V>(z[c] + i);
       const I larger = v > max;
       max = larger ? v : max;
       top = larger ? static_cast<Scalar>(c) - I{} : top;
@@ -356,7 +346,7 @@ struct Softmax {
     others = rest = max - max;  // NaN where a logit is infinite, as softmax is
     z_label = V{};
     for (int64_t c = 0; c < classes; ++c) {
-      const V v = load<V>(z[c] + i);
+      const V v = load_as<V>(z[c] + i);
       const V e = exp_nonpositive(v - max, T{});
       exps[c] = e;
       others += top == static_cast<Scalar>(c) ? V{} : e;
@@ -375,7 +365,7 @@ void general_sums(Planes<T> z, const Int<T>* label, int64_t padded, int64_t clas
   V* const rows = lanes + classes;  // [classes][ROWS]
   for (int64_t i = 0; i < classes * ROWS; ++i) rows[i] = V{};
   for (int64_t i = 0; i < padded; i += kLanes<T>) {
-    const I t = load<I>(label + i);
+    const I t = load_as<I>(label + i);
     const I valid = t >= 0;
     const Softmax<T> s(z, i, classes, t, exps);
     const V miss = s.rest * s.inverse;
@@ -406,7 +396,7 @@ void general_gradient_block(Planes<T> z, const Int<T>* label, int64_t padded, in
   V* const slopes = lanes + classes;  // d loss / d p
   const auto at = [&](int row, int64_t c) { return k[row * classes + c]; };
   for (int64_t i = 0; i < padded; i += kLanes<T>) {
-    const I t = load<I>(label + i);
+    const I t = load_as<I>(label + i);
     const Softmax<T> s(z, i, classes, t, exps);
     V slope_top{}, k_ce{};
     for (int64_t c = 0; c < classes; ++c) {
@@ -426,7 +416,7 @@ void general_gradient_block(Planes<T> z, const Int<T>* label, int64_t padded, in
       const V p = exps[c];
       V g = p * ((slopes[c] - slope_top) - mean);
       if constexpr (kCe) g += k_ce * (t == static_cast<Int<T>>(c) ? -(s.rest * s.inverse) : p);
-      store(out[c] + i, t >= 0 ? g : V{});
+      store_as(out[c] + i, t >= 0 ? g : V{});
     }
   }
 }
