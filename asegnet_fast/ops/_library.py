@@ -185,8 +185,18 @@ def serve(name: str, *args: object) -> object:
 
 
 def register_fake(name: str, function: Callable) -> None:
-    """Shapes, dtypes and strides of the results without any data: what compile and export trace with."""
-    torch.library.register_fake(f"{NAMESPACE}::{name}", function)
+    """Shapes, dtypes and strides of the results without any data: what compile and export trace with.
+
+    It also serves tensors on the meta device; mixed with others they are refused, for no result would be right.
+    """
+
+    def on_one_device(*args: object, **kwargs: object) -> object:
+        devices = {a.device for a in args if isinstance(a, Tensor)}
+        if len(devices) > 1:
+            raise RuntimeError(f"{name}: expected tensors on one device, got {' and '.join(map(str, devices))}")
+        return function(*args, **kwargs)
+
+    torch.library.register_fake(f"{NAMESPACE}::{name}", on_one_device)
 
 
 def register_autograd(name: str, backward: Callable, setup_context: Callable) -> None:

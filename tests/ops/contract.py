@@ -14,14 +14,17 @@ Also: the same bits for every number of threads, and torch.func transforms agree
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import asegnet_fast as af
 from tests import tolerances
@@ -137,8 +140,33 @@ def sample(op: Op, name: str, dtype: torch.dtype = torch.float32) -> tuple:
     return next(args for n, args in op.samples(dtype) if n == name)
 
 
+#: Every op that has passed through `contract`, by name: what tests of all ops run over.
+OPS: dict[str, Op] = {}
+
+
+def import_all() -> dict[str, Op]:
+    """`OPS`, complete: the test modules of this folder describe the ops."""
+    for path in sorted(Path(__file__).parent.glob("test_*.py")):
+        importlib.import_module(f"{__package__}.{path.stem}")
+    return OPS
+
+
+class DispatcherCalls(TorchDispatchMode):
+    """Within the block, keeps (op, arguments) of every call of ours that reaches a kernel, backward ops included."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[tuple[Any, tuple]] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.namespace == "asegnet_fast":
+            self.seen.append((func, args))
+        return func(*args, **(kwargs or {}))
+
+
 def contract(op: Op) -> dict[str, Callable]:
     """One test function for each point, for a test module's globals()."""
+    OPS[op.name] = op
     tests: dict[str, Callable] = {}
     names = names_of(op)
     small = tuple(op.small) or tuple(names[:2])
@@ -206,16 +234,9 @@ def contract(op: Op) -> dict[str, Callable]:
     @pytest.mark.parametrize("name", small)
     def opcheck(name: str) -> None:
         handle = getattr(torch.ops.asegnet_fast, op.name).default
-        seen: list[tuple] = []
-
-        class Record(torch.utils._python_dispatch.TorchDispatchMode):
-            def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-                if func is handle:
-                    seen.append(args)
-                return func(*args, **(kwargs or {}))
-
-        with Record():
+        with DispatcherCalls() as calls:
             op.call(*op.smooth(to_double(sample(op, name))))
+        seen = [args for func, args in calls.seen if func is handle]
         assert seen, f"{op.name} was not reached through the dispatcher"
         args = [
             a.clone().requires_grad_() if isinstance(a, Tensor) and a.is_floating_point() else a

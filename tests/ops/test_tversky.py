@@ -90,6 +90,7 @@ INPUT_ERRORS = [
 WEIGHT_ERRORS = [
     ("weight kind", lambda f: f(LOGITS, TARGET, weight=2.0), TypeError, "weight"),
     ("weight entries", lambda f: f(LOGITS, TARGET, weight=["a"] * 3), TypeError, "weight"),
+    ("weight beyond float", lambda f: f(LOGITS, TARGET, weight=[1, 2, 10**400]), ValueError, "weight"),
     ("weight length", lambda f: f(LOGITS, TARGET, weight=[1, 2]), ValueError, "weight"),
     ("weight shape", lambda f: f(LOGITS, TARGET, weight=torch.ones(1, 3)), ValueError, "weight"),
     (

@@ -117,7 +117,10 @@ def _weight_like(weight: Tensor | Sequence[float] | None, classes: int, like: Te
         return None
     dtype = reference.sums_dtype(like.dtype)
     if not isinstance(weight, Tensor):
-        weight = torch.tensor(numbers(weight), dtype=dtype, device=like.device)
+        try:
+            weight = torch.tensor(numbers(weight), dtype=dtype, device=like.device)
+        except OverflowError as error:
+            raise wrong_value("weight", "numbers that a float can hold", weight) from error
     check_tensor("weight", weight)
     if weight.is_complex():
         raise wrong_type("weight", "real numbers", weight)
