@@ -32,11 +32,11 @@ def _processor() -> str:
 
 
 def machine(device: torch.device) -> str:
-    """A name for the kind of machine: GPU model, or processor and cores."""
+    """A name for the kind of machine: GPU model, or processor, instruction set and cores."""
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
     else:
-        name = f"{_processor()} {os.cpu_count()} cores"
+        name = f"{_processor()} {_extension.active_isa()} {os.cpu_count()} cores"
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 

@@ -88,8 +88,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         "failures": failures,
         "rows": rows,
     }
-    suite = "ops" if options.allocator == "tuned" else "ops-default-allocator"
-    path = results.write(report, f"{suite}-quick" if options.quick else suite, options.out)
+    parts = {
+        "ops": True,
+        f"batch{batch}": options.batch is not None,
+        "default-allocator": options.allocator != "tuned",
+        "quick": options.quick,
+    }
+    suite = "-".join(name for name, given in parts.items() if given)
+    path = results.write(report, suite, options.out)
     print(results.table(_HEADINGS, [_entries(r) for r in rows]))
     print("\n".join(["", *(f"no time: {f}" for f in failures), f"{len(rows)} results in {path}"]))
     return 1 if any(": ours " in f for f in failures) else 0

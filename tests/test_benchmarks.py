@@ -56,8 +56,9 @@ def test_levels_are_the_networks():
         (1, (4, 64, 256, 256)) in shapes
         and (5, (4, 512, 16, 16)) in shapes
         and (5, (4, 64, 16, 16)) in shapes
+        and (0, (1, 64, 16, 16)) in shapes
     )
-    assert len(shapes) == 9
+    assert len(shapes) == 10
 
 
 def test_a_case_gives_a_row_for_each_pass_and_layout(pool):
