@@ -59,15 +59,24 @@ def conditions(device: torch.device, threads: int) -> dict:
     return about
 
 
-def write(report: dict, suite: str, out: Path | None) -> Path:
-    """Write `<out>/<suite>--<machine>--<device>.json`, whole or not at all; out defaults to results/<version>."""
-    about = report["conditions"]
-    folder = out or ROOT / "results" / about["version"]
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{suite}--{about['machine']}--{about['device']}.json"
-    temporary = path.with_suffix(".json.tmp")
-    temporary.write_text(json.dumps(report, indent=1) + "\n")
+def folder(out: Path | None) -> Path:
+    """Where results files lie: `out`, or results/<version>."""
+    return out or ROOT / "results" / version()
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text)
     os.replace(temporary, path)
+
+
+def write(report: dict, suite: str, out: Path | None) -> Path:
+    """Write `<suite>--<machine>--<device>.json` in `folder(out)`."""
+    about = report["conditions"]
+    path = folder(out) / f"{suite}--{about['machine']}--{about['device']}.json"
+    write_text(path, json.dumps(report, indent=1) + "\n")
     return path
 
 

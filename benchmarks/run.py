@@ -79,15 +79,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             found, failed = common.run_case(case, settings)
             rows += found
             failures += failed
-    report = {
-        "suite": "ops",
-        "conditions": results.conditions(device, options.threads),
-        "method": " ".join(common.METHOD.split()),
-        "batch": batch,
-        "seconds_in_all": round(time.monotonic() - started),
-        "failures": failures,
-        "rows": rows,
-    }
     parts = {
         "ops": True,
         f"batch{batch}": options.batch is not None,
@@ -95,6 +86,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         "quick": options.quick,
     }
     suite = "-".join(name for name, given in parts.items() if given)
+    report = {
+        "suite": suite,
+        "conditions": results.conditions(device, options.threads),
+        "method": " ".join(common.METHOD.split()),
+        "batch": batch,
+        "seconds_in_all": round(time.monotonic() - started),
+        "failures": failures,
+        "rows": rows,
+    }
     path = results.write(report, suite, options.out)
     print(results.table(_HEADINGS, [_entries(r) for r in rows]))
     print("\n".join(["", *(f"no time: {f}" for f in failures), f"{len(rows)} results in {path}"]))
