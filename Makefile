@@ -36,8 +36,12 @@ test-packaging: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet -e ".[test,packaging]"
 	PATH=$(abspath $(BIN)):$$PATH $(BIN)/python -m pytest tests/test_packaging.py -m packaging $(PYTEST_ARGS)
 
+# Everything that README's figures come from; about an hour on two cores, most of it torch.compile.
 bench: $(VENV)/.installed
 	$(BIN)/python -m benchmarks.run
+	$(BIN)/python -m benchmarks.run --batch 16 --no-compile
+	$(BIN)/python -m benchmarks.train_step
+	$(BIN)/python -m benchmarks.summary
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff format --check .

@@ -240,7 +240,7 @@ def info() -> None:
 
 
 def _cross_validate(settings: Settings, resume: bool) -> None:
-    from asegnet_fast.environment import check_backend, choose_device, keep_large_allocations
+    from asegnet_fast.environment import check_backend, choose_device, keep_large_allocations, precision_note
     from asegnet_fast.training.crossval import check_network, check_run_folder, cross_validate
     from asegnet_fast.training.progress import Reporter
 
@@ -254,6 +254,9 @@ def _cross_validate(settings: Settings, resume: bool) -> None:
         try:
             slices = _load(settings, reporter)
             reporter.say(f"device {device}, {settings.precision}, backend {settings.backend}")
+            note = precision_note(settings.precision, device)
+            if note:
+                reporter.say(f"note: {note}")
             summary, given_up = cross_validate(settings, slices, reporter, resume, _draw_progress)
         except KeyboardInterrupt:
             reporter.say(f"interrupted; the same command with --resume continues {settings.out}")

@@ -79,6 +79,15 @@ def choose_device(name: str) -> str:
     raise InputError(f"--device: expected auto, cpu, cuda or cuda:N, got {name!r}")
 
 
+def precision_note(precision: str, device: str) -> str | None:
+    """What a user should know about a precision on this device; None where there is nothing to say."""
+    import torch
+
+    if precision != "bf16" or device != "cpu" or torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return None
+    return "bf16: oneDNN has no bfloat16 convolutions for this processor (AVX-512 is needed); fp32 is many times faster"
+
+
 def check_backend(name: str, device: str) -> None:
     """Refuse a `--backend` that cannot serve every operation on the device.
 

@@ -32,11 +32,11 @@ def _processor() -> str:
 
 
 def machine(device: torch.device) -> str:
-    """A name for the kind of machine: GPU model, or processor and cores."""
+    """A name for the kind of machine: GPU model, or processor, instruction set and cores."""
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
     else:
-        name = f"{_processor()} {os.cpu_count()} cores"
+        name = f"{_processor()} {_extension.active_isa()} {os.cpu_count()} cores"
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
@@ -59,15 +59,24 @@ def conditions(device: torch.device, threads: int) -> dict:
     return about
 
 
-def write(report: dict, suite: str, out: Path | None) -> Path:
-    """Write `<out>/<suite>--<machine>--<device>.json`, whole or not at all; out defaults to results/<version>."""
-    about = report["conditions"]
-    folder = out or ROOT / "results" / about["version"]
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{suite}--{about['machine']}--{about['device']}.json"
-    temporary = path.with_suffix(".json.tmp")
-    temporary.write_text(json.dumps(report, indent=1) + "\n")
+def folder(out: Path | None) -> Path:
+    """Where results files lie: `out`, or results/<version>."""
+    return out or ROOT / "results" / version()
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text)
     os.replace(temporary, path)
+
+
+def write(report: dict, suite: str, out: Path | None) -> Path:
+    """Write `<suite>--<machine>--<device>.json` in `folder(out)`."""
+    about = report["conditions"]
+    path = folder(out) / f"{suite}--{about['machine']}--{about['device']}.json"
+    write_text(path, json.dumps(report, indent=1) + "\n")
     return path
 
 

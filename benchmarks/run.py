@@ -79,8 +79,15 @@ def main(argv: Sequence[str] | None = None) -> int:
             found, failed = common.run_case(case, settings)
             rows += found
             failures += failed
+    parts = {
+        "ops": True,
+        f"batch{batch}": options.batch is not None,
+        "default-allocator": options.allocator != "tuned",
+        "quick": options.quick,
+    }
+    suite = "-".join(name for name, given in parts.items() if given)
     report = {
-        "suite": "ops",
+        "suite": suite,
         "conditions": results.conditions(device, options.threads),
         "method": " ".join(common.METHOD.split()),
         "batch": batch,
@@ -88,8 +95,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "failures": failures,
         "rows": rows,
     }
-    suite = "ops" if options.allocator == "tuned" else "ops-default-allocator"
-    path = results.write(report, f"{suite}-quick" if options.quick else suite, options.out)
+    path = results.write(report, suite, options.out)
     print(results.table(_HEADINGS, [_entries(r) for r in rows]))
     print("\n".join(["", *(f"no time: {f}" for f in failures), f"{len(rows)} results in {path}"]))
     return 1 if any(": ours " in f for f in failures) else 0

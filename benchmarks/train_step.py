@@ -23,6 +23,7 @@ if __name__ == "__main__":  # before torch is loaded
 
 import argparse
 import copy
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,10 +47,11 @@ _PEERS = SIDES[3:]
 _SLACK = {"fp32": 1e-3, "bf16": 1e-2}
 
 METHOD = """
-Every side's loss and gradients are checked against the eager network in float64 before it is timed; sides take
-turns in rounds of one run; median and quartiles. bf16 is torch.autocast. saved_megabytes: distinct storages kept
-for backward, weights not counted (null where compiled code hides them). peak_megabytes (GPU): most memory allocated
-during a step beyond what all sides hold. Synthetic input. On a GPU: CUDA events, no TF32.
+Every side's loss and gradients are checked against the eager network in float64 before it is timed; sides take turns
+in rounds of one run; median and quartiles. bf16 is torch.autocast. saved_megabytes: distinct storages kept for
+backward, weights not counted (null where compiled code hides them). peak_megabytes: most memory that torch's
+allocator gave out during a step beyond what was there before it (on the CPU without oneDNN's own scratch memory).
+Synthetic input. On a GPU: CUDA events, no TF32.
 """
 
 
@@ -152,16 +154,25 @@ def saved_bytes(step: Step) -> int | None:
     return sum(seen.values()) or None
 
 
-def peak_bytes(step: Step) -> int | None:
-    """Most GPU memory a step allocates beyond what was there before; None on the CPU."""
-    if next(step.net.parameters()).device.type != "cuda":
-        return None
-    torch.cuda.synchronize()
-    torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
-    step()
-    torch.cuda.synchronize()
-    return torch.cuda.max_memory_allocated() - before
+def peak_bytes(step: Step) -> int:
+    """Most memory of torch's allocator that a step holds beyond what was there before it."""
+    if next(step.net.parameters()).device.type == "cuda":
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        step()
+        torch.cuda.synchronize()
+        return torch.cuda.max_memory_allocated() - before
+    step()  # the optimiser's buffers exist from here on
+    step.optimizer.zero_grad(set_to_none=True)
+    with torch.profiler.profile(
+        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
+    ) as profile:
+        step()
+    changes = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
+    return max(
+        itertools.accumulate(e.nbytes() for e in sorted(changes, key=lambda e: e.start_ns())), default=0
+    )
 
 
 # ---- gate and results ------------------------------------------------------------------------------------
@@ -224,7 +235,7 @@ def run(
             "layout": step.layout,
             **times[name],
             "saved_megabytes": saved[name] and saved[name] / 1e6,
-            "peak_megabytes": peaks[name] and peaks[name] / 1e6,
+            "peak_megabytes": peaks[name] / 1e6,
         }
         for name, step in right.items()
     ]

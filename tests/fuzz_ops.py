@@ -111,7 +111,7 @@ def targets() -> list[Target]:
                 made = [Target(public, op.call, by_reference(op.call), args, op.exact, tuple(op.gradients_of))]
                 for f, recorded in calls.seen:
                     name = f.overloadpacket.__name__
-                    made.append(Target(name, f, _library._references[name], recorded, op.exact, None))
+                    made.append(Target(name, f, _library._ops[name].reference, recorded, op.exact, None))
                 for target in made:
                     if small(target.args):
                         found.setdefault(target.name, []).append(target)

@@ -4,10 +4,12 @@ import json
 import os
 import subprocess
 import sys
+import typing
 from pathlib import Path
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import asegnet_fast as af
 from asegnet_fast import _extension
@@ -129,3 +131,70 @@ def test_import_prints_nothing():
 def test_build_information():
     info = _extension.build_info()
     assert info["isas"] and info["torch_target"] == "2.11" and info["compiler"]
+
+
+class _Seen(TorchDispatchMode):
+    """Notes the names of this package's ops."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function.namespace == "asegnet_fast":
+            self.names.append(function._opname)
+        return function(*args, **(kwargs or {}))
+
+
+class _Subclass(torch.Tensor):
+    """A tensor that notes what torch functions it meets."""
+
+    met: typing.ClassVar[list] = []
+
+    @classmethod
+    def __torch_function__(cls, function, types, args=(), kwargs=None):
+        cls.met.append(function)
+        return super().__torch_function__(function, types, args, kwargs or {})
+
+
+def _unpooled(x):
+    y, code = af.max_pool2x2(x)
+    return af.max_unpool2x2(y.sin(), code, x.shape)
+
+
+def test_the_short_way_past_the_dispatcher_has_the_dispatchers_gradients():
+    """Values, first and second derivatives, with and without what sends a call through the dispatcher."""
+    x = torch.randn(2, 3, 5, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+
+    def derivatives():
+        leaf = x.clone().requires_grad_()
+        z = _unpooled(leaf)
+        (first,) = torch.autograd.grad(z.square().sum(), leaf, create_graph=True)
+        (second,) = torch.autograd.grad(first.square().sum(), leaf)
+        return z, first, second
+
+    short = derivatives()
+    with _Seen() as seen:
+        through = derivatives()
+    assert "max_pool2x2" in seen.names and "max_unpool2x2_backward" in seen.names
+    with af.use_backend("reference"):
+        plain = derivatives()
+    for a, b, c in zip(short, through, plain, strict=True):
+        assert torch.equal(a, b)
+        torch.testing.assert_close(a, c)
+    assert short[2].abs().max() > 0
+
+
+def test_tensor_subclasses_keep_their_torch_function():
+    _Subclass.met.clear()
+    z = _unpooled(torch.randn(1, 2, 4, 4).as_subclass(_Subclass))
+    assert type(z) is _Subclass
+    assert any("max_unpool2x2" in str(f) for f in _Subclass.met)
+
+
+def test_saved_tensor_hooks_see_what_the_short_way_saves():
+    x = torch.randn(1, 2, 4, 4, requires_grad=True)
+    packed = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: packed.append(t) or t, lambda t: t):
+        af.max_pool2x2(x)
+    assert [t.dtype for t in packed] == [torch.uint8]

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import asegnet_fast
-from benchmarks import common, results, run, timing
+from benchmarks import common, results, run, summary, timing
 
 OPS = Path(asegnet_fast.__file__).parent / "ops"
 SETTINGS = common.Settings(torch.device("cpu"), threads=1, seconds=0.001, with_compile=False)
@@ -56,8 +56,9 @@ def test_levels_are_the_networks():
         (1, (4, 64, 256, 256)) in shapes
         and (5, (4, 512, 16, 16)) in shapes
         and (5, (4, 64, 16, 16)) in shapes
+        and (0, (1, 64, 16, 16)) in shapes
     )
-    assert len(shapes) == 9
+    assert len(shapes) == 10
 
 
 def test_a_case_gives_a_row_for_each_pass_and_layout(pool):
@@ -143,3 +144,16 @@ def test_wrong_options_are_one_line(options, words, tmp_path, capsys):
     error = capsys.readouterr().err
     assert words in error and "got" in error and error.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_summary_lists_every_row_and_failure(pool, tmp_path, monkeypatch):
+    broken = dataclasses.replace(pool, name="broken", ours=wrong_output)
+    monkeypatch.setattr(common, "cases_of", lambda op, batch: [pool, broken])
+    assert summary.main(["--out", str(tmp_path)]) == 2
+    words = "--ops max_pool2x2 --quick --no-compile --seconds 0.001 --threads 1".split()
+    assert run.main([*words, "--out", str(tmp_path)]) == 1
+    assert summary.main(["--out", str(tmp_path)]) == 0
+    text = (tmp_path / "summary.md").read_text()
+    assert text.count(f"| {pool.name} | float32 |") == 2
+    assert "broken float32: ours nchw: result 0" in text
+    assert "2.4 / 3.5" in text

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import asegnet_fast.cli as cli
+from asegnet_fast.environment import precision_note
 from tests.program_runs import SMALL, data_folder, finished_run, snapshot
 
 ROOT = Path(__file__).parent.parent
@@ -228,3 +229,12 @@ def test_python_dash_m():
     )
     assert done.returncode == 2 and done.stdout == ""
     assert done.stderr.count("\n") == 1 and "--nonsense" in done.stderr
+
+
+@pytest.mark.parametrize("supported", [True, False])
+def test_bf16_without_bf16_convolutions_is_told(supported, monkeypatch):
+    monkeypatch.setattr("torch.ops.mkldnn._is_mkldnn_bf16_supported", lambda: supported)
+    note = precision_note("bf16", "cpu")
+    assert (note is None) == supported
+    assert supported or "fp32" in note
+    assert precision_note("fp32", "cpu") is None and precision_note("bf16", "cuda") is None

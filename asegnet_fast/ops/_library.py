@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
+from torch.overrides import has_torch_function
 from torch.utils import _pytree as pytree
 
 from asegnet_fast import _extension
@@ -24,8 +26,15 @@ BACKENDS = ("auto", "reference", "native", "triton")
 _VARIABLE = "ASEGNET_FAST_BACKEND"
 _KEYS = {"cpu": "CPU", "cuda": "CUDA"}
 
+# Looked up once: a small op's call is mostly such look-ups.
+_functorch_level = torch._C._functorch.maybe_current_level
+_below_autograd = torch._C._AutoDispatchBelowAutograd
+_dispatch_modes = torch._C._len_torch_dispatch_stack
+_any_requires_grad = torch._C._any_requires_grad
+_is_tracing = torch._C._is_tracing
+
 _forward_ops: list[str] = []  # names of the ops that backends() reports
-_references: dict[str, Callable] = {}  # every op's plain PyTorch twin
+_ops: dict[str, Op] = {}
 
 
 # ---- which implementation -------------------------------------------------------------------------------
@@ -80,9 +89,7 @@ def _transformed() -> bool:
 
     Kernels with their own autograd give silently wrong (zero) tangents there; plain PyTorch is right.
     """
-    return (
-        torch._C._functorch.maybe_current_level() is not None or torch.autograd.forward_ad._current_level >= 0
-    )
+    return _functorch_level() is not None or forward_ad._current_level >= 0
 
 
 def use_reference(op: str, tensor: Tensor) -> bool:
@@ -130,14 +137,63 @@ def backends() -> dict[str, dict[str, dict[str, str]]]:
 # ---- how an op is registered ----------------------------------------------------------------------------
 
 
+class Op:
+    """One op of the namespace: its reference, and the shortest way into the dispatcher that is right.
+
+    torch.library's own autograd kernels cost some 40 us a call in Python. Where nothing but autograd watches a call,
+    the same formula runs as a `torch.autograd.Function` of our own and the kernel is called below autograd, for a
+    third of that. Compilers, tracers, autocast, tensor subclasses and modes get the dispatcher's op.
+    """
+
+    def __init__(self, name: str, reference: Callable) -> None:
+        self.__name__ = name
+        self.reference = reference
+        self.has_autocast = False
+        self._overload = self.dispatcher_op.default._op  # without the wrapper's look-ups
+        self._differentiable: Callable | None = None  # overload with its gradient
+
+    @property
+    def dispatcher_op(self) -> Callable:
+        return getattr(getattr(torch.ops, NAMESPACE), self.__name__)
+
+    def set_gradient(self, backward: Callable, setup_context: Callable) -> None:
+        """What `torch.library.register_autograd` takes, for the short way."""
+        overload = self._overload
+
+        def forward(ctx, *args):
+            with _below_autograd():
+                results = overload(*args)
+            setup_context(ctx, args, results)
+            return results
+
+        members = {"forward": staticmethod(forward), "backward": staticmethod(backward)}
+        function = type(f"{self.__name__}_function", (torch.autograd.Function,), members)
+        # Function.apply itself only adds what torch.func needs, which never comes here.
+        self._differentiable = super(torch.autograd.Function, function).apply
+
+    def __call__(self, *args: object) -> object:
+        if (
+            torch.compiler.is_compiling()
+            or has_torch_function(args)
+            or _dispatch_modes()
+            or _is_tracing()
+            or (self.has_autocast and autocast_is_on(args[0].device.type))
+        ):
+            return self.dispatcher_op(*args)
+        if torch.is_grad_enabled() and _any_requires_grad(*args):
+            return (self._differentiable or self.dispatcher_op)(*args)
+        with _below_autograd():
+            return self._overload(*args)
+
+
 def define(
     name: str, schema: str, reference: Callable, *, layout_of: int | None = 0, listed: bool = True
-) -> Callable:
+) -> Op:
     """Define op `name`; `reference` is its kernel on every device that has none of its own.
 
     Args:
         name: without the namespace.
-        schema: arguments and results, as in "(Tensor x) -> Tensor". No keyword-only arguments:
+        schema: arguments and results, as in "(Tensor x) -> Tensor", a tensor first. No keyword-only arguments:
             they do not pass an autocast kernel.
         reference: plain PyTorch; must not return its inputs or views of them.
         layout_of: position of the argument whose memory format the 4-D results take, as the native kernels
@@ -145,19 +201,15 @@ def define(
         listed: whether `backends()` reports it (backward ops follow their forward op).
 
     Returns:
-        The dispatcher op. Public functions call `serve` instead, which also knows the reference.
+        The op, for formulas of gradients. Public functions call `serve` instead, which also knows the reference.
     """
     qualified = f"{NAMESPACE}::{name}"
-    _references[name] = reference if layout_of is None else _laid_out(reference, layout_of)
     torch.library.define(qualified, schema, tags=(torch.Tag.pt2_compliant_tag,))
-    torch.library.impl(qualified, "CompositeExplicitAutograd", _references[name])
+    op = _ops[name] = Op(name, reference if layout_of is None else _laid_out(reference, layout_of))
+    torch.library.impl(qualified, "CompositeExplicitAutograd", op.reference)
     if listed:
         _forward_ops.append(name)
-    return _dispatcher_op(name)
-
-
-def _dispatcher_op(name: str) -> Callable:
-    return getattr(getattr(torch.ops, NAMESPACE), name)
+    return op
 
 
 def _laid_out(reference: Callable, layout_of: int) -> Callable:
@@ -179,9 +231,13 @@ def _laid_out(reference: Callable, layout_of: int) -> Callable:
 
 def serve(name: str, *args: object) -> object:
     """Call op `name` by whichever implementation is to serve it; the first argument is its leading tensor."""
-    if use_reference(name, args[0]):
-        return _references[name](*args)
-    return _dispatcher_op(name)(*args)
+    op = _ops[name]
+    return op.reference(*args) if use_reference(name, args[0]) else op(*args)
+
+
+def autocast_is_on(device_type: str) -> bool:
+    """Whether torch.autocast is active for that kind of device; some kinds, as meta, have none."""
+    return torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
 
 
 def register_fake(name: str, function: Callable) -> None:
@@ -202,6 +258,7 @@ def register_fake(name: str, function: Callable) -> None:
 def register_autograd(name: str, backward: Callable, setup_context: Callable) -> None:
     """The gradient of op `name`, made of ops that have gradients themselves."""
     torch.library.register_autograd(f"{NAMESPACE}::{name}", backward, setup_context=setup_context)
+    _ops[name].set_gradient(backward, setup_context)
 
 
 def register_autocast(name: str) -> None:
@@ -209,7 +266,8 @@ def register_autocast(name: str) -> None:
 
     torch.library.register_autocast takes one fixed dtype, which is wrong as soon as a user asks for another.
     """
-    op = _dispatcher_op(name)
+    op = _ops[name].dispatcher_op
+    _ops[name].has_autocast = True
 
     def kernel_for(device_type: str) -> Callable:
         keys = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, f"Autocast{_KEYS[device_type]}"))

@@ -254,10 +254,6 @@ void backward_as(const Inputs& in, const Sizes& sizes, const Tensor& dout, const
   write_values<T>({fine[x_size + f_size]}, out.db_psi);
 }
 
-Tensor empty(std::initializer_list<int64_t> sizes, ScalarType dtype, const Tensor& like) {
-  return torch::stable::empty({sizes.begin(), sizes.size()}, dtype, std::nullopt, like.device());
-}
-
 bool is_half(Float dtype) { return dtype == kBFloat16 || dtype == kFloat16; }
 
 // -> out as x, alpha [N, 1, H, W], gate (half inputs: alpha in float32, else [0]),
@@ -270,8 +266,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> forward(const Tensor& x, const Tensor
   const Float dtype = float_of(x, "x");
   Tensor out = empty4(s.x, x.scalar_type(), x, is_channels_last(x));
   Tensor alpha = empty4({s.x.n, 1, s.x.h, s.x.w}, x.scalar_type(), x, false);
-  Tensor gate = is_half(dtype) ? empty({s.x.n, 1, s.x.h, s.x.w}, ScalarType::Float, x) : empty({0}, x.scalar_type(), x);
-  Tensor mask = empty({s.x.n, s.x.h, s.x.w, multiplicative ? 0 : s.mask_bytes()}, ScalarType::Byte, x);
+  Tensor gate = is_half(dtype) ? empty_dense({s.x.n, 1, s.x.h, s.x.w}, ScalarType::Float, x) : empty_dense({0}, x.scalar_type(), x);
+  Tensor mask = empty_dense({s.x.n, s.x.h, s.x.w, multiplicative ? 0 : s.mask_bytes()}, ScalarType::Byte, x);
   if (s.x.numel() == 0) return {out, alpha, gate, mask};
   switch (dtype) {
     case kFloat64: forward_as<double>(in, s, out, alpha, gate, mask); break;
@@ -305,8 +301,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> backward(
   const ScalarType type = x.scalar_type();
   const int64_t f = s.inter_channels;
   const Gradients out{empty4(s.x, type, x, is_channels_last(x)), empty4(s.g, type, g, is_channels_last(g)),
-                      empty({f, s.x.c}, type, x), empty({f, s.g.c}, type, x), empty({f}, type, x),
-                      empty({f}, type, x), empty({1}, type, x)};
+                      empty_dense({f, s.x.c}, type, x), empty_dense({f, s.g.c}, type, x), empty_dense({f}, type, x),
+                      empty_dense({f}, type, x), empty_dense({1}, type, x)};
   if (s.x.numel() == 0) {
     for (Tensor t : {out.dg, out.dw_x, out.dw_g, out.db_g, out.dw_psi, out.db_psi}) torch::stable::zero_(t);
   } else {

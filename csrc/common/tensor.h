@@ -7,7 +7,9 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <algorithm>
 #include <cstdint>
+#include <initializer_list>
 #include <optional>
 #include <sstream>
 #include <stdexcept>
@@ -34,13 +36,16 @@ void check(bool ok, const char* name, const char* expected, const Got& got) {
   if (!ok) fail(name, expected, got);
 }
 
-inline std::string shape_string(const Tensor& t) {
-  std::ostringstream s;
-  s << "[";
-  for (int64_t d = 0; d < t.dim(); ++d) s << (d ? ", " : "") << t.size(d);
-  s << "]";
-  return s.str();
-}
+// A tensor's shape for a complaint, spelled only where there is one.
+struct ShapeOf {
+  const Tensor& tensor;
+  friend std::ostream& operator<<(std::ostream& out, const ShapeOf& shape) {
+    out << "[";
+    for (int64_t d = 0; d < shape.tensor.dim(); ++d) out << (d ? ", " : "") << shape.tensor.size(d);
+    return out << "]";
+  }
+};
+inline ShapeOf shape_string(const Tensor& t) { return {t}; }
 
 struct Dims {  // [N, C, H, W]
   int64_t n, c, h, w;
@@ -70,15 +75,52 @@ inline MemoryFormat memory_format(bool channels_last) {
   return channels_last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous;
 }
 
-// `t` itself where it is dense in that layout already, else a copy that is.
+// Strides of a 4-D tensor, in elements.
+struct Strides4 {
+  int64_t image, channel, row, column;
+};
+
+inline Strides4 strides4(const Dims& d, bool channels_last) {  // as torch has them, empty sides counting 1
+  const int64_t c = std::max<int64_t>(d.c, 1), h = std::max<int64_t>(d.h, 1), w = std::max<int64_t>(d.w, 1);
+  if (channels_last) return {h * w * c, 1, w * c, c};
+  return {c * h * w, h * w, w, 1};
+}
+
+// `t`, which is 4-D, itself where it is dense in that layout already, else a copy that is.
 inline Tensor dense(const Tensor& t, bool channels_last) {
+  const Strides4 s = strides4({t.size(0), t.size(1), t.size(2), t.size(3)}, channels_last);
+  const auto fits = [&](int64_t d, int64_t stride) { return t.size(d) == 1 || t.stride(d) == stride; };
+  if (fits(0, s.image) && fits(1, s.channel) && fits(2, s.row) && fits(3, s.column)) return t;
   return torch::stable::contiguous(t, memory_format(channels_last));
+}
+
+// Uninitialised memory, not by way of the dispatcher, which costs a microsecond and, under
+// torch.use_deterministic_algorithms, an extra write of all of it: kernels write every element.
+inline Tensor empty_strided(int64_t dims, const int64_t* sizes, const int64_t* strides, ScalarType dtype,
+                            const Tensor& like) {
+  const auto device = like.device();
+  const auto type = torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype));
+  AtenTensorHandle handle;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(dims, sizes, strides, type,
+                                                         static_cast<int32_t>(device.type()), device.index(), &handle));
+  return Tensor(handle);
+}
+
+// In the usual order of dimensions, any number of them up to 8.
+inline Tensor empty_dense(std::initializer_list<int64_t> sizes, ScalarType dtype, const Tensor& like) {
+  int64_t strides[8], stride = 1, d = static_cast<int64_t>(sizes.size());
+  for (const int64_t* size = sizes.end(); size != sizes.begin(); stride *= std::max<int64_t>(*size, 1)) {
+    --size;
+    strides[--d] = stride;
+  }
+  return empty_strided(static_cast<int64_t>(sizes.size()), sizes.begin(), strides, dtype, like);
 }
 
 inline Tensor empty4(const Dims& d, ScalarType dtype, const Tensor& like, bool channels_last) {
   const int64_t sizes[] = {d.n, d.c, d.h, d.w};
-  return torch::stable::empty({sizes, 4}, dtype, std::nullopt, like.device(), std::nullopt,
-                              memory_format(channels_last));
+  const Strides4 s = strides4(d, channels_last);
+  const int64_t strides[] = {s.image, s.channel, s.row, s.column};
+  return empty_strided(4, sizes, strides, dtype, like);
 }
 
 // The float types every kernel table has one entry for, in this order.

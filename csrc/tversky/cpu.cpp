@@ -156,8 +156,7 @@ Tensor sum_regions(const Tensor& logits, const Tensor& target, std::optional<int
   g.problem.want_ce = ce;
   const auto kernel = kernels().sums[float_of(logits, "logits")];
   const int64_t classes = g.problem.classes(), row = g.images * classes;
-  const int64_t shape[] = {ROWS, g.images, classes};
-  Tensor sums = torch::stable::empty({shape, 3}, sums_type(logits), std::nullopt, logits.device());
+  Tensor sums = empty_dense({ROWS, g.images, classes}, sums_type(logits), logits);
   const int64_t chunks = g.chunks();
   std::vector<double> partials(g.images * chunks * ROWS * classes), totals(ROWS * row);
   std::atomic<bool> undefined{false};
@@ -258,9 +257,8 @@ std::tuple<Tensor, Tensor> loss_from_sums(const Tensor& sums_in, std::optional<T
       for (double& v : d) v /= static_cast<double>(images);
     }
   });
-  const std::vector<int64_t> scalar;
-  Tensor out = torch::stable::empty(scalar, sums.scalar_type(), std::nullopt, sums.device());
-  Tensor coefficients = torch::stable::empty_like(sums);
+  Tensor out = empty_dense({}, sums.scalar_type(), sums);
+  Tensor coefficients = empty_dense({ROWS, images, classes}, sums.scalar_type(), sums);
   store_sums(out, &loss, 1);
   store_sums(coefficients, d.data(), ROWS * row);
   return {out, coefficients};

@@ -62,14 +62,9 @@ def _check_maps(x: Tensor, g: Tensor) -> None:
             raise wrong_value("g", f"x's height and width, {tuple(x.shape[-2:])}, or a coarser map", g)
 
 
-def _under_autocast(x: Tensor) -> bool:
-    device = x.device.type
-    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)  # meta has none
-
-
 def _check_dtypes(tensors: dict[str, Tensor]) -> None:
     x = tensors["x"]
-    autocast = _under_autocast(x)
+    autocast = _library.autocast_is_on(x.device.type)
     for name, tensor in tensors.items():
         check_float(name, tensor)
         check_same("device", name, tensor, "x", x)
@@ -145,9 +140,9 @@ def attention_gate(
 
 
 def _reference(tensors: dict[str, Tensor], mode: str, upsample: str) -> tuple[Tensor, Tensor]:
-    if not _under_autocast(tensors["x"]) or tensors["x"].dtype == torch.float64:
-        return reference.attention_gate(*tensors.values(), mode, upsample)
     device = tensors["x"].device.type
+    if not _library.autocast_is_on(device) or tensors["x"].dtype == torch.float64:
+        return reference.attention_gate(*tensors.values(), mode, upsample)
     # Left to autocast, the product alpha * x would come out in x's dtype, unlike the op's.
     dtype = torch.get_autocast_dtype(device)
     with torch.autocast(device, enabled=False):
