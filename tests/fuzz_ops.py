@@ -36,7 +36,7 @@ from tests.ops import contract
 REFUSALS = (TypeError, ValueError, RuntimeError)
 #: At the dispatcher, where plain PyTorch serves sparse and meta tensors unchecked, and where `nn.functional` leaves a
 #: call to torch with torch's own complaints.
-UNCHECKED_REFUSALS = (*REFUSALS, IndexError, AttributeError)
+UNCHECKED_REFUSALS = (*REFUSALS, IndexError, AttributeError, OverflowError)
 #: Seconds after which a call counts as hanging. Huge sizes that are accepted would run for hours.
 PATIENCE = 60
 #: A call may take this much more address space than the process has at its start. AddressSanitizer needs terabytes of
@@ -325,7 +325,7 @@ def moderate(target: Target, args: Sequence[object]) -> bool:
     return all(
         bool((a.detach().double().abs() <= 100).all())
         for a in args
-        if isinstance(a, Tensor) and a.dtype.is_floating_point and a.device.type == "cpu"
+        if isinstance(a, Tensor) and a.dtype.is_floating_point and a.device.type == "cpu" and a.numel()
     ) and all(
         isinstance(a, (int, float)) and 1e-9 <= a <= 100
         for original, a in zip(target.args, args, strict=False)
@@ -401,7 +401,9 @@ def judge(target: Target, args: tuple, kept: bool) -> tuple[str, str]:
     try:
         wanted = with_gradients(target, target.reference, as_parsed(target, args))
     except Exception as error:
-        if any(g.is_meta for g in got) or not moderate(target, args) or isinstance(error, NotImplementedError):
+        # Plain PyTorch gives up where the strides of an empty tensor overflow, and has not every dtype.
+        unanswered = isinstance(error, NotImplementedError) or "overflow" in str(error).lower()
+        if unanswered or any(g.is_meta for g in got) or not moderate(target, args):
             return "right", "no answer to compare with"
         return "wrong", f"accepted; the reference says {type(error).__name__}: {first_line(error)}"
     words = difference(target, got, wanted, args, kept)
