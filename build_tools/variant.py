@@ -12,7 +12,9 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 ROOT = Path(__file__).parent.parent.resolve()
@@ -20,13 +22,22 @@ sys.path.insert(0, str(ROOT / "build_tools"))
 from build_backend import find_torch  # noqa: E402
 
 #: What a run may import or read.
-COPIED = ("asegnet_fast", "benchmarks", "build_tools", "csrc", "tests", "CMakeLists.txt", "README.md", "pyproject.toml")
+COPIED = (
+    "asegnet_fast",
+    "benchmarks",
+    "build_tools",
+    "csrc",
+    "tests",
+    "CMakeLists.txt",
+    "README.md",
+    "pyproject.toml",
+)
 
 
 class Variant(NamedTuple):
-    cmake: dict[str, object]
+    cmake: Mapping[str, object]
     preload: tuple[str, ...] = ()  # of the compiler's runtime libraries
-    environment: dict[str, str] = {}
+    environment: Mapping[str, str] = MappingProxyType({})
 
 
 _SANITIZERS = Variant(
@@ -35,7 +46,7 @@ _SANITIZERS = Variant(
     ("libasan.so", "libubsan.so", "libstdc++.so"),
     {
         # Python and torch keep memory until the end of the process. An allocation that is refused must reach torch.
-        "ASAN_OPTIONS": "detect_leaks=0:allocator_may_return_null=1:max_allocation_size_mb=8192:handle_segv=1",
+        "ASAN_OPTIONS": "detect_leaks=0:allocator_may_return_null=1:max_allocation_size_mb=1024",
         "UBSAN_OPTIONS": "print_stacktrace=1:halt_on_error=1",
     },
 )
@@ -69,7 +80,14 @@ def build(name: str) -> Path:
         copy(source, tree / source.name)
     run = lambda *words: subprocess.run(["cmake", *map(str, words)], check=True, stdout=sys.stderr)  # noqa: E731
     run("-S", ROOT, "-B", folder, *generator, *(f"-D{k}={v}" for k, v in arguments.items()))
-    run("--build", folder, "--target", "install", "--parallel", os.environ.get("MAX_JOBS", os.cpu_count() or 1))
+    run(
+        "--build",
+        folder,
+        "--target",
+        "install",
+        "--parallel",
+        os.environ.get("MAX_JOBS", os.cpu_count() or 1),
+    )
     return tree
 
 

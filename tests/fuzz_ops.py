@@ -23,7 +23,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -31,6 +31,7 @@ from torch import Tensor
 import asegnet_fast as af
 from asegnet_fast.ops import _library
 from tests.ops import contract
+from tests.ops.memory import arranged
 
 #: What a refused call may raise; torch's NotImplementedError and OutOfMemoryError are RuntimeErrors.
 REFUSALS = (TypeError, ValueError, RuntimeError)
@@ -54,7 +55,9 @@ class Target(NamedTuple):
     reference: Callable
     args: tuple
     exact: bool  # results are selections or copies
-    gradients_of: tuple[int, ...] | None  # positions whose gradients are compared; None: of a dispatcher op, none
+    gradients_of: (
+        tuple[int, ...] | None
+    )  # positions whose gradients are compared; None: of a dispatcher op, none
 
     @property
     def refusals(self) -> tuple[type[Exception], ...]:
@@ -108,7 +111,9 @@ def targets() -> list[Target]:
                     results = contract.as_tuple(op.call(*args))
                     contract.gradients(op, op.call, args, contract.random_grads(op, results))
                 public = f"{op.name} (public)"
-                made = [Target(public, op.call, by_reference(op.call), args, op.exact, tuple(op.gradients_of))]
+                made = [
+                    Target(public, op.call, by_reference(op.call), args, op.exact, tuple(op.gradients_of))
+                ]
                 for f, recorded in calls.seen:
                     name = f.overloadpacket.__name__
                     made.append(Target(name, f, _library._ops[name].reference, recorded, op.exact, None))
@@ -129,7 +134,25 @@ DTYPES = (
     *(torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.bool, torch.uint8, torch.int8),
     *(torch.int16, torch.int32, torch.int64, torch.complex64, torch.float8_e4m3fn, torch.uint16),
 )
-INTEGERS = (-1, 0, 1, 2, 3, 4, 7, 100, 255, 256, 2**31 - 1, 2**31, 2**32 + 1, 2**62, 2**63 - 1, -(2**63), 2**63)
+INTEGERS = (
+    -1,
+    0,
+    1,
+    2,
+    3,
+    4,
+    7,
+    100,
+    255,
+    256,
+    2**31 - 1,
+    2**31,
+    2**32 + 1,
+    2**62,
+    2**63 - 1,
+    -(2**63),
+    2**63,
+)
 NUMBERS = (0.0, -0.0, -1.0, 0.5, 1.5, 1e-300, 1e300, math.nan, math.inf, -math.inf, 10**400)
 STRANGERS = (None, True, 1, 1.5, "image", "x", [1.0], (), {}, object(), torch.zeros(()), torch.float32)
 LARGE = (2**20, 2**31, 2**32, 2**33, 2**40)
@@ -144,7 +167,9 @@ def generator(random_: Random) -> torch.Generator:
 
 
 def other_rank(t: Tensor, r: Random) -> Tensor:
-    return r.choice((lambda: t.unsqueeze(r.randint(0, t.dim())), lambda: t.flatten(), lambda: t.sum(0) if t.dim() else t))()
+    return r.choice(
+        (lambda: t.unsqueeze(r.randint(0, t.dim())), lambda: t.flatten(), lambda: t.sum(0) if t.dim() else t)
+    )()
 
 
 def other_size(t: Tensor, r: Random) -> Tensor:
@@ -187,13 +212,7 @@ def elsewhere(t: Tensor, r: Random) -> Tensor:
     """The same values with axes in another order, steps between them, and an odd storage offset."""
     order = list(range(t.dim()))
     r.shuffle(order)
-    steps, offset = [r.choice((1, 1, 1, 2, 3)) for _ in order], r.randint(0, 3)
-    sizes = [t.shape[d] * step for d, step in zip(order, steps, strict=True)]
-    memory = torch.zeros(offset + math.prod(sizes), dtype=t.dtype)[offset:].view(sizes)
-    for axis, step in enumerate(steps):
-        memory = memory[(slice(None),) * axis + (slice(None, None, step),)]
-    result = memory.permute([order.index(d) for d in range(t.dim())])
-    return result.copy_(t)
+    return arranged(t, order, [r.choice((1, 1, 1, 2, 3)) for _ in order], r.randint(0, 3))
 
 
 def lazily_negated(t: Tensor, r: Random) -> Tensor:
@@ -220,7 +239,9 @@ def huge_and_empty(t: Tensor, r: Random) -> Tensor:
 
 def filled(t: Tensor, r: Random) -> Tensor:
     if t.dtype.is_floating_point or t.dtype.is_complex:
-        return torch.full_like(t.contiguous(), r.choice((math.nan, math.inf, -math.inf, 0.0, -0.0, 1.0, 6e4, -1e-40)))
+        return torch.full_like(
+            t.contiguous(), r.choice((math.nan, math.inf, -math.inf, 0.0, -0.0, 1.0, 6e4, -1e-40))
+        )
     info = None if t.dtype == torch.bool else torch.iinfo(t.dtype)
     return torch.full_like(t.contiguous(), 1 if info is None else r.choice((info.min, info.max, 0, 3, 4)))
 
@@ -253,7 +274,18 @@ def needs_gradient(t: Tensor, r: Random) -> Tensor:
 #: Those that leave the values as they are, and those that do not.
 REARRANGEMENTS = (elsewhere, lazily_negated, needs_gradient)
 CHANGES = (
-    *(other_rank, other_size, other_dtype, meta, expanded, overlapping, huge, huge_and_empty, filled, one_value),
+    *(
+        other_rank,
+        other_size,
+        other_dtype,
+        meta,
+        expanded,
+        overlapping,
+        huge,
+        huge_and_empty,
+        filled,
+        one_value,
+    ),
     *(one_value, sparse, stranger),
 )
 
@@ -345,7 +377,9 @@ def with_gradients(target: Target, function: Callable, args: tuple) -> list[Tens
     return [*results, *(torch.zeros_like(a) if f is None else f for f, a in zip(found, leaves, strict=True))]
 
 
-def difference(target: Target, got: list[Tensor], wanted: list[Tensor], args: tuple, kept: bool) -> str | None:
+def difference(
+    target: Target, got: list[Tensor], wanted: list[Tensor], args: tuple, kept: bool
+) -> str | None:
     """In what `got` is wrong, or None."""
     if len(got) != len(wanted):
         return f"{len(got)} results, the reference has {len(wanted)}"
@@ -451,8 +485,10 @@ def run(calls: int, seed: int, only: int | None = None) -> tuple[Counter, list[s
         with tempfile.TemporaryDirectory() as folder:
             log = Path(folder) / "calls"
             done = subprocess.run(
-                [sys.executable, "-m", "tests.fuzz_ops", "--child", str(log)]
-                + ["--seed", str(seed), "--range", str(start), str(end)],
+                [
+                    *(sys.executable, "-W", "ignore", "-m", "tests.fuzz_ops", "--child", str(log)),
+                    *("--seed", str(seed), "--range", str(start), str(end)),
+                ],
                 capture_output=True,
                 text=True,
                 errors="replace",
@@ -478,7 +514,9 @@ def run(calls: int, seed: int, only: int | None = None) -> tuple[Counter, list[s
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--calls", type=int, default=10000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", type=int, help="the number of one call")

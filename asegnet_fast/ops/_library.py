@@ -249,7 +249,9 @@ def register_fake(name: str, function: Callable) -> None:
     def on_one_device(*args: object, **kwargs: object) -> object:
         devices = {a.device for a in args if isinstance(a, Tensor)}
         if len(devices) > 1:
-            raise RuntimeError(f"{name}: expected tensors on one device, got {' and '.join(map(str, devices))}")
+            raise RuntimeError(
+                f"{name}: expected tensors on one device, got {' and '.join(map(str, devices))}"
+            )
         return function(*args, **kwargs)
 
     torch.library.register_fake(f"{NAMESPACE}::{name}", on_one_device)

@@ -9,7 +9,7 @@ which defines one test per point of the contract. The points:
  4. gradcheck and gradgradcheck in double;    5. torch.library.opcheck;     6. torch.compile(fullgraph=True);
  7. autocast;  8. deterministic mode on scribbled memory;  9. strided and zero-size inputs (they are among the
  samples, and a test makes sure of it);      10. every wrong input names the argument, what was expected, what came.
-Also: the same bits for every number of threads, and torch.func transforms agree with the reference.
+Also: the same bits for every number of threads; forward mode, vmap, torch.func and their compiled forms.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -33,6 +34,8 @@ from tests import tolerances
 
 DEVICES = ("cpu", pytest.param("cuda", marks=pytest.mark.gpu))
 _M_PERTURB = -6  # of malloc.h
+#: Elements that parallel_for gives to several threads: some times kGrain of csrc/common/tensor.h.
+SHARED_OUT = 4 * 32768
 HALVES = (torch.bfloat16, torch.float16)
 Case = tuple[str, tuple]
 
@@ -45,7 +48,8 @@ class Op:
     function behind an adapter). reference: plain PyTorch, same arguments. samples(dtype, device): (name, args)
     pairs. gradients_of: positions of the arguments that have a gradient. outputs: positions of the results that
     are compared with tolerance; others must be equal. exact: whether results are selections or copies.
-    integers: samples whose sums are exact (point 2). small: names of samples for the slow points (4 to 7).
+    integers: samples whose sums are exact (point 2). large: samples that are shared out among several threads; None
+    where no kernel is. small: names of samples for the slow points (4 to 7).
     smooth: moves a sample away from kinks, infinities and ties, where a finite difference means nothing.
     errors: (id, thunk, exception, the words that must appear).
     """
@@ -59,6 +63,7 @@ class Op:
     outputs: Sequence[int] = (0,)
     exact: bool = False
     integers: Callable[..., Iterator[Case]] | None = None
+    large: Callable[..., Iterator[Case]] | None = None
     small: Sequence[str] = ()
     smooth: Callable[[tuple], tuple] = lambda args: args
     autocast: Callable[[], None] | None = None
@@ -151,6 +156,24 @@ def random_grads(op: Op, results: tuple) -> list[Tensor]:
     ]
 
 
+def bits_of(t: Tensor) -> Tensor:
+    """As integers, so that NaN and the sign of zero count."""
+    integer = {2: torch.int16, 4: torch.int32, 8: torch.int64}.get(t.element_size())
+    return t.detach().contiguous().view(integer) if integer and t.is_floating_point() else t
+
+
+def flat(value: Any) -> list[Tensor]:
+    """The tensors of nested tuples."""
+    return [value] if isinstance(value, Tensor) else [t for v in value for t in flat(v)]
+
+
+def assert_all_close(got: Sequence[Tensor], expected: Sequence[Tensor], what: str | None = None) -> None:
+    for a, b in zip(got, expected, strict=True):
+        torch.testing.assert_close(
+            a, b, rtol=1e-9, atol=1e-11, equal_nan=True, msg=what and (lambda m: f"{what}: {m}")
+        )
+
+
 def names_of(op: Op) -> list[str]:
     return [name for name, _ in op.samples(torch.float32)]
 
@@ -195,6 +218,7 @@ def contract(op: Op) -> dict[str, Callable]:
         return function
 
     @test
+    @pytest.mark.kernels
     @pytest.mark.parametrize("dtype", op.dtypes, ids=str)
     @pytest.mark.parametrize("device", DEVICES)
     def values(device: str, dtype: torch.dtype) -> None:
@@ -210,6 +234,7 @@ def contract(op: Op) -> dict[str, Callable]:
                     assert_close(g, e, p, dtype, what)
 
     @test
+    @pytest.mark.kernels
     @pytest.mark.parametrize("dtype", op.dtypes, ids=str)
     @pytest.mark.parametrize("device", DEVICES)
     def exact_inputs_bit_for_bit(device: str, dtype: torch.dtype) -> None:
@@ -222,6 +247,7 @@ def contract(op: Op) -> dict[str, Callable]:
                 )
 
     @test
+    @pytest.mark.kernels
     @pytest.mark.parametrize("dtype", op.gradient_dtypes, ids=str)
     @pytest.mark.parametrize("device", DEVICES)
     def gradients_against_reference(device: str, dtype: torch.dtype) -> None:
@@ -244,9 +270,9 @@ def contract(op: Op) -> dict[str, Callable]:
     def gradcheck(name: str) -> None:
         args = with_gradients(op, op.smooth(to_double(sample(op, name))))
         outs = lambda *a: tuple(as_tuple(op.call(*a))[i] for i in op.outputs)  # noqa: E731
-        assert torch.autograd.gradcheck(outs, args)
+        assert torch.autograd.gradcheck(outs, args, check_forward_ad=True, check_batched_grad=True)
         assert torch.autograd.gradgradcheck(
-            outs, args, atol=1e-8, fast_mode=True
+            outs, args, atol=1e-8, fast_mode=True, check_fwd_over_rev=True
         )  # one random direction: seconds, not minutes
 
     @test
@@ -309,6 +335,7 @@ def contract(op: Op) -> dict[str, Callable]:
         assert any(t.dim() >= 2 and t.shape[-1] != t.shape[-2] for _, t in tensors), "only square samples"
 
     @test
+    @pytest.mark.kernels
     def non_contiguous_gradient() -> None:
         for name in small:
             args = sample(op, name)
@@ -321,52 +348,118 @@ def contract(op: Op) -> dict[str, Callable]:
                 assert torch.equal(a, b)
 
     @test
-    def same_bits_for_any_number_of_threads() -> None:
+    @pytest.mark.kernels
+    @pytest.mark.parametrize("dtype", op.dtypes, ids=str)
+    def same_bits_for_any_number_of_threads(dtype: torch.dtype) -> None:
+        """And from run to run, forward and backward."""
+        cases = [*op.samples(dtype), *(op.large(dtype) if op.large else ())]
         before = torch.get_num_threads()
         seen = []
         try:
-            for threads in (1, 2, 3):
+            for threads in (1, 2, 3, 3):
                 torch.set_num_threads(threads)
                 out = []
-                for _, args in op.samples(torch.float32):
+                for name, args in cases:
                     results = as_tuple(op.call(*args))
-                    out += [*results, *gradients(op, op.call, args, random_grads(op, results))]
+                    grads = [g.to(dtype).double() for g in random_grads(op, results)]
+                    found = (*results, *gradients(op, op.call, args, grads))
+                    out += [(f"{name}, tensor {i}", t) for i, t in enumerate(found)]
                 seen.append(out)
         finally:
             torch.set_num_threads(before)
+        assert op.large is None or max(t.numel() for _, t in seen[0]) >= SHARED_OUT
         for other in seen[1:]:
-            for a, b in zip(seen[0], other, strict=True):
-                assert torch.equal(a.nan_to_num(nan=7.0), b.nan_to_num(nan=7.0))
+            for (name, a), (_, b) in zip(seen[0], other, strict=True):
+                assert torch.equal(bits_of(a), bits_of(b)), f"{op.name}[{name}]"
+
+    def separated(name: str) -> tuple[tuple, list[Tensor], Callable, Callable]:
+        """Arguments of a sample, those with a gradient, and both sides as functions of these alone."""
+        args = op.smooth(to_double(sample(op, name)))
+
+        def side(function: Callable) -> Callable:
+            def of_wanted(*wanted: Tensor) -> tuple[Tensor, ...]:
+                given = list(args)
+                for i, w in zip(op.gradients_of, wanted, strict=True):
+                    given[i] = w
+                results = as_tuple(function(*given))
+                return tuple(results[i] for i in op.outputs)
+
+            return of_wanted
+
+        return args, [args[i] for i in op.gradients_of], side(op.call), side(op.reference)
 
     @test
     @pytest.mark.parametrize("name", small)
-    def transforms(name: str) -> None:
-        """jvp, vmap and forward-mode AD give the reference's numbers, not zeros."""
-        args = to_double(sample(op, name))
-        wanted = [args[i] for i in op.gradients_of]
-        outs = lambda f, *w: [  # noqa: E731
-            as_tuple(
-                f(
-                    *[
-                        w[list(op.gradients_of).index(i)] if i in op.gradients_of else a
-                        for i, a in enumerate(args)
-                    ]
-                )
-            )[j]
-            for j in op.outputs
-        ]
-        tangents = tuple(torch.randn_like(w) for w in wanted)
-        _, ours = torch.func.jvp(lambda *w: outs(op.call, *w), tuple(wanted), tangents)
-        _, theirs = torch.func.jvp(lambda *w: outs(op.reference, *w), tuple(wanted), tangents)
-        for a, b in zip(ours, theirs, strict=True):
-            assert torch.equal(a, b)
-        stacked = [torch.stack([w, w + 0.125]) for w in wanted]
-        batched = torch.func.vmap(lambda *w: outs(op.call, *w))(*stacked)
-        for k in range(2):
-            for a, b in zip(batched, outs(op.reference, *[s[k] for s in stacked]), strict=True):
-                torch.testing.assert_close(a[k], b, rtol=1e-12, atol=1e-12, equal_nan=True)
+    def forward_mode(name: str) -> None:
+        """jvp, dual numbers and jacfwd give the reference's tangents, not zeros."""
+        _, wanted, ours, theirs = separated(name)
+        tangents = tuple(map(torch.randn_like, wanted))
+        values, pushed = torch.func.jvp(ours, tuple(wanted), tangents)
+        plain_values, plain_pushed = torch.func.jvp(theirs, tuple(wanted), tangents)
+        assert_all_close((*values, *pushed), (*plain_values, *plain_pushed))
+        assert any(bool(t.any()) for t in pushed)
+        with forward_ad.dual_level():
+            duals = ours(*map(forward_ad.make_dual, wanted, tangents))
+            assert_all_close([forward_ad.unpack_dual(d).tangent for d in duals], plain_pushed)
+        every = tuple(range(len(wanted)))
+        forward, backward = torch.func.jacfwd(ours, every)(*wanted), torch.func.jacrev(ours, every)(*wanted)
+        assert_all_close(flat(forward), flat(torch.func.jacrev(theirs, every)(*wanted)))
+        assert_all_close(flat(backward), flat(forward))
 
     @test
+    @pytest.mark.parametrize("name", small)
+    def reverse_mode(name: str) -> None:
+        """grad, vjp and hessian give what the kernels' own first and second derivatives are."""
+        args, wanted, ours, theirs = separated(name)
+        outs, pull = torch.func.vjp(ours, *wanted)
+        grads = [torch.randn_like(o) for o in outs]
+        assert_all_close(pull(tuple(grads)), gradients(op, op.call, args, grads))
+        assert_all_close(pull(tuple(grads)), torch.func.vjp(theirs, *wanted)[1](tuple(grads)))
+        total = lambda f: lambda *w: sum(o.square().sum() for o in f(*w))  # noqa: E731
+        leaves = [w.detach().requires_grad_() for w in wanted]
+        first = torch.autograd.grad(total(ours)(*leaves), leaves, create_graph=True)
+        every = tuple(range(len(wanted)))
+        assert_all_close(torch.func.grad(total(ours), every)(*wanted), first)
+        second = torch.autograd.grad(first[0].sum(), leaves[0])[0]
+        hessian = torch.func.hessian(total(ours))(*wanted)
+        assert_all_close([hessian], [torch.func.hessian(total(theirs))(*wanted)])
+        assert_all_close([hessian.flatten(0, leaves[0].dim() - 1).sum(0)], [second])
+        assert bool(second.any())
+
+    @test
+    @pytest.mark.parametrize("name", small)
+    def batched(name: str) -> None:
+        """vmap, over any axis, alone and over the gradient."""
+        _, wanted, ours, theirs = separated(name)
+        total = lambda f: lambda *w: sum(o.square().sum() for o in f(*w))  # noqa: E731
+        every = tuple(range(len(wanted)))
+        for axis in (0, -1):
+            stacked = [torch.stack([w, w + 0.125], axis) for w in wanted]
+            mapped = torch.func.vmap(ours, in_dims=axis)(*stacked)
+            mapped_grads = torch.func.vmap(torch.func.grad(total(ours), every), in_dims=axis)(*stacked)
+            for k in range(2):
+                single = [s.select(axis, k) for s in stacked]
+                assert_all_close([m[k] for m in mapped], theirs(*single))
+                assert_all_close([m[k] for m in mapped_grads], torch.func.grad(total(theirs), every)(*single))
+
+    @test
+    def compiled_transforms() -> None:
+        """The same under torch.compile."""
+        _, wanted, ours, theirs = separated(small[0])
+        total = lambda f: lambda *w: sum(o.square().sum() for o in f(*w))  # noqa: E731
+        tangents = tuple(map(torch.randn_like, wanted))
+        transforms = {
+            "grad": lambda f: lambda *w: torch.func.grad(total(f))(*w),
+            "jvp": lambda f: lambda *w: torch.func.jvp(f, w, tangents)[1],
+            "vmap": lambda f: lambda *w: torch.func.vmap(f)(*(torch.stack([t, t + 0.125]) for t in w)),
+        }
+        for kind, transform in transforms.items():
+            torch._dynamo.reset()
+            compiled = torch.compile(transform(ours), backend="aot_eager")(*wanted)
+            assert_all_close(flat(compiled), flat(transform(theirs)(*wanted)), kind)
+
+    @test
+    @pytest.mark.kernels
     def backends_agree() -> None:
         for name, args in op.samples(torch.float32):
             with af.use_backend("reference"):

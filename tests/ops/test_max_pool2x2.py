@@ -9,7 +9,9 @@ from torch.nn import functional as F
 import asegnet_fast as af
 from asegnet_fast.ops.max_pool2x2 import op as pool_op
 from asegnet_fast.ops.max_pool2x2 import reference, samples
+from tests.examples import examples
 from tests.ops.contract import Op, contract
+from tests.ops.memory import arranged, arrangements
 
 X = torch.zeros(1, 2, 4, 6)
 CODE = torch.zeros(1, 2, 2, 3, dtype=torch.uint8)
@@ -40,6 +42,24 @@ def index_samples(dtype=torch.float32, device="cpu"):
     yield "overlapping", (*F.max_pool2d(x, 3, stride=2, return_indices=True), 7, 9)
 
 
+def large_inputs(dtype):
+    """Rows for several threads; odd sides with ceil_mode and without."""
+    g = torch.Generator().manual_seed(4)
+    for name, layout in (("nchw", torch.contiguous_format), ("channels_last", torch.channels_last)):
+        x = torch.randn((2, 17, 63, 67), generator=g).to(dtype).contiguous(memory_format=layout)
+        yield name, (x, layout == torch.channels_last)
+
+
+def large_unpool_inputs(dtype):
+    for name, (x, ceil_mode) in large_inputs(dtype):
+        yield name, (*reference.max_pool2x2(x, ceil_mode), *x.shape[-2:])
+
+
+def large_index_samples(dtype):
+    for name, (y, code, height, width) in large_unpool_inputs(dtype):
+        yield name, (y, af.codes_to_indices(code, (height, width)), height, width)
+
+
 def with_code(value, at=(0, 0, 0, 0)):
     code = CODE.clone()
     code[at] = value
@@ -53,6 +73,7 @@ globals().update(
             call=af.max_pool2x2,
             reference=reference.max_pool2x2,
             samples=samples.inputs,
+            large=large_inputs,
             gradients_of=(0,),
             exact=True,
             small=("even-nchw", "odd-channels_last", "odd-nchw-ceil"),
@@ -76,6 +97,7 @@ globals().update(
             call=call_unpool,
             reference=reference.max_unpool2x2,
             samples=samples.unpool_inputs,
+            large=large_unpool_inputs,
             gradients_of=(0,),
             exact=True,
             small=("even-nchw", "odd-channels_last", "odd-nchw-ceil"),
@@ -123,6 +145,7 @@ globals().update(
             call=call_unpool_indices,
             reference=reference.max_unpool2d_indices,
             samples=index_samples,
+            large=large_index_samples,
             gradients_of=(0,),
             exact=True,
             small=("even-nchw", "odd-channels_last"),
@@ -170,19 +193,32 @@ def test_unpool_runs_where_torch_refuses():
         torch.use_deterministic_algorithms(False)
 
 
+# ---- properties -----------------------------------------------------------------------------------------
+
+#: Ties, and what no comparison orders.
+AWKWARD = torch.tensor([0.0, -0.0, 1.0, -1.0, float("nan"), float("inf"), -float("inf"), 2.5])
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+def values(shape, dtype, kinds, g):
+    """A few awkward values, or numbers among them."""
+    few = AWKWARD[torch.randint(0, kinds, shape, generator=g)]
+    return torch.where(torch.rand(shape, generator=g) < 0.5, few, torch.randn(shape, generator=g)).to(dtype)
+
+
 @st.composite
 def maps(draw):
-    shape = draw(st.tuples(*(st.integers(low, high) for low, high in ((1, 3), (1, 20), (2, 9), (2, 9)))))
-    seed = draw(st.integers(0, 2**31))
-    dtype = draw(st.sampled_from((torch.float32, torch.float64, torch.bfloat16, torch.float16)))
-    g = torch.Generator().manual_seed(seed)
-    few = torch.tensor([0.0, -0.0, 1.0, -1.0, float("nan"), float("inf"), -float("inf"), 2.5])
-    x = few[torch.randint(0, draw(st.integers(1, 8)), shape, generator=g)].to(dtype)
-    if draw(st.booleans()):
-        x = x.contiguous(memory_format=torch.channels_last)
-    if draw(st.booleans()):
-        x = x.transpose(2, 3)
-    return x, draw(st.booleans())
+    """(values [N, C, H, W] anywhere in memory, generator, draw): small maps, long rows and many channels."""
+    low, high = draw(
+        st.sampled_from(
+            (((1, 1, 1, 1), (3, 8, 9, 9)), ((1, 1, 1, 30), (1, 2, 5, 150)), ((1, 17, 1, 1), (2, 80, 4, 7)))
+        )
+    )
+    shape = [draw(st.integers(a, b)) for a, b in zip(low, high, strict=True)]
+    g = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
+    dtype, kinds = draw(st.sampled_from(DTYPES)), draw(st.integers(1, len(AWKWARD)))
+    anywhere = lambda t: arranged(t, *draw(arrangements(4)))  # noqa: E731
+    return anywhere(values(shape, dtype, kinds, g)), anywhere, g
 
 
 def bits(t):
@@ -190,26 +226,77 @@ def bits(t):
     return torch.where(t.isnan(), torch.full_like(t, 12345.0), t), t.isnan() | torch.signbit(t)
 
 
-@settings(max_examples=150, deadline=None)
-@given(maps())
-def test_every_bit_as_torch(case):
-    x, ceil_mode = case
+def assert_same_bits(ours, theirs):
+    assert ours.dtype == theirs.dtype
+    for a, b in zip(bits(ours), bits(theirs), strict=True):
+        assert torch.equal(a, b)
+
+
+def valid_codes(pooled, full, g):
+    """Random positions that lie inside a map of that size."""
+    code = torch.randint(0, 4, pooled, generator=g, dtype=torch.uint8)
+    rows, columns = 2 * torch.arange(pooled[-2])[:, None], 2 * torch.arange(pooled[-1])
+    code = torch.where(rows + (code >> 1) < full[0], code, code & 1)
+    return torch.where(columns + (code & 1) < full[1], code, code & 2)
+
+
+@pytest.mark.kernels
+@settings(max_examples=examples(150, 5000), deadline=None)
+@given(maps(), st.booleans())
+def test_every_bit_as_torch(case, ceil_mode):
+    x, anywhere, g = case
+    ceil_mode = ceil_mode or min(x.shape[-2:]) < 2
     x.requires_grad_()
     y, code = af.max_pool2x2(x, ceil_mode)
     y_torch, indices = F.max_pool2d(x, 2, ceil_mode=ceil_mode, return_indices=True)
-    for ours, theirs in zip(bits(y), bits(y_torch), strict=True):
-        assert torch.equal(ours, theirs)
+    assert_same_bits(y, y_torch)
     assert torch.equal(af.codes_to_indices(code, x.shape), indices)
     assert torch.equal(af.indices_to_codes(indices, x.shape), code)
-    grad = torch.randn(y.shape).to(y.dtype)
-    assert torch.equal(*(torch.autograd.grad(out, x, grad)[0] for out in (y, y_torch)))
-    y = y.detach()
-    full = af.max_unpool2x2(y, code, x.shape)
-    for ours, theirs in zip(
-        bits(full), bits(F.max_unpool2d(y, indices, 2, output_size=x.shape)), strict=True
-    ):
-        assert torch.equal(ours, theirs)
-    assert torch.equal(bits(pool_op.max_unpool2d_indices(y, indices, x.shape))[0], bits(full)[0])
+    grad = anywhere(values(y.shape, y.dtype, len(AWKWARD), g))
+    ours, theirs = (torch.autograd.grad(out, x, grad)[0] for out in (y, y_torch))
+    # torch adds to a map of zeros, which turns -0.0 into 0.0.
+    assert torch.equal(ours.nan_to_num(nan=7e3), theirs.nan_to_num(nan=7e3))
+    full = af.max_unpool2x2(anywhere(y.detach()), anywhere(code), x.shape)
+    assert_same_bits(full, F.max_unpool2d(y.detach(), indices, 2, output_size=x.shape))
+
+
+@pytest.mark.kernels
+@settings(max_examples=examples(100, 5000), deadline=None)
+@given(maps(), st.tuples(st.integers(-1, 1), st.integers(-1, 1)))
+def test_every_bit_of_an_unpooled_map_as_torch(case, extra):
+    """Any codes, and each size that a pooled side may come from."""
+    y, anywhere, g = case
+    size = [2 * side + more for side, more in zip(y.shape[-2:], extra, strict=True)]
+    code = valid_codes(y.shape, size, g)
+    indices = af.codes_to_indices(code, size)
+    y.requires_grad_()
+    ours, theirs = af.max_unpool2x2(y, anywhere(code), size), F.max_unpool2d(y, indices, 2, output_size=size)
+    by_indices = pool_op.max_unpool2d_indices(y, anywhere(indices), size)
+    assert_same_bits(ours, theirs)
+    assert_same_bits(by_indices, theirs)
+    grad = anywhere(values(ours.shape, y.dtype, len(AWKWARD), g))
+    expected = torch.autograd.grad(theirs, y, grad)[0]
+    for out in (ours, by_indices):
+        assert_same_bits(torch.autograd.grad(out, y, grad)[0], expected)
+
+
+@pytest.mark.kernels
+@settings(max_examples=examples(100, 5000), deadline=None)
+@given(maps(), st.tuples(st.integers(1, 9), st.integers(1, 40)))
+def test_any_indices(case, size):
+    """Indices anywhere in a map of any size, many of them equal: the last one counts, and each gets the gradient."""
+    y, anywhere, g = case
+    indices = torch.randint(0, size[0] * size[1], y.shape, generator=g)
+    y.requires_grad_()
+    out = pool_op.max_unpool2d_indices(y, anywhere(indices), size)
+    expected = torch.zeros(*y.shape[:2], size[0] * size[1], dtype=y.dtype)
+    flat_y, flat_indices = y.detach().flatten(2), indices.flatten(2)
+    for i in range(flat_indices.shape[2]):
+        expected.scatter_(2, flat_indices[..., i : i + 1], flat_y[..., i : i + 1])
+    assert_same_bits(out, expected.view(out.shape))
+    grad = anywhere(values(out.shape, y.dtype, len(AWKWARD), g))
+    found = torch.autograd.grad(out, y, grad)[0]
+    assert_same_bits(found, grad.flatten(2).gather(2, flat_indices).view(y.shape))
 
 
 @pytest.mark.parametrize(

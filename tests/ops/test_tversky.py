@@ -12,7 +12,9 @@ import asegnet_fast as af
 from asegnet_fast.ops import _library
 from asegnet_fast.ops.tversky import op as tversky_op
 from asegnet_fast.ops.tversky import reference, samples
-from tests.ops.contract import Op, contract
+from tests.examples import examples
+from tests.ops.contract import Op, assert_close, contract
+from tests.ops.memory import arranged, arrangements
 
 LOGITS = torch.zeros(2, 3, 4, 5)
 TARGET = torch.zeros(2, 4, 5, dtype=torch.int64)
@@ -51,6 +53,20 @@ def call_loss(logits, target, weight, ignore_index, *options):
 
 def call_loss_from_sums(sums, weight, *options):
     return _library.serve("loss_from_sums", sums, weight, *options)[0]
+
+
+def large_inputs(dtype):
+    """Several chunks for each of several threads."""
+    g = torch.Generator().manual_seed(4)
+    for layout in ("contiguous", "channels_last"):
+        logits = samples.lay_out(torch.randn((2, 3, 160, 151), generator=g).to(dtype), layout)
+        yield layout, (logits, torch.randint(0, 3, (2, 160, 151), generator=g), 1)
+
+
+def large_loss_inputs(dtype):
+    for name, (logits, target, ignore_index) in large_inputs(dtype):
+        for kind in ("focal", "generalized", "cross_entropy"):
+            yield f"{name}-{kind}", (logits, target, None, ignore_index, *samples.OPTIONS[kind])
 
 
 INPUT_ERRORS = [
@@ -124,6 +140,7 @@ globals().update(
             call=lambda *args: tuple(af.region_sums(*args)),
             reference=reference_sums,
             samples=samples.inputs,
+            large=large_inputs,
             integers=samples.exact_inputs,
             gradients_of=(0,),
             outputs=(0, 1, 3, 4, 5, 6),
@@ -139,6 +156,7 @@ globals().update(
             call=call_loss,
             reference=lambda *args: reference.region_loss(*args)[0],
             samples=samples.loss_inputs,
+            large=large_loss_inputs,
             integers=samples.exact_loss_inputs,
             gradients_of=(0,),
             small=(
@@ -449,13 +467,15 @@ def problems(draw, extreme=False):
     target = torch.tensor(kinds)[torch.randint(0, len(kinds), (images, *spatial), generator=g)]
     if draw(st.booleans()):
         logits = samples.lay_out(logits, draw(st.sampled_from(samples.LAYOUTS)))
+    elif draw(st.booleans()):
+        logits = arranged(logits, *draw(arrangements(logits.dim())))
     target = target.to(
         draw(st.sampled_from((torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)))
     )
-    return logits, target
+    return logits, arranged(target, *draw(arrangements(target.dim())))
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=examples(120, 5000), deadline=None)
 @given(problems(extreme=True), st.sampled_from(sorted(LOSSES)))
 def test_finite_and_bounded_for_extreme_logits(problem, name):
     logits, target = problem
@@ -470,7 +490,34 @@ def test_finite_and_bounded_for_extreme_logits(problem, name):
         assert loss >= 0
 
 
-@settings(max_examples=80, deadline=None)
+@pytest.mark.kernels
+@settings(max_examples=examples(80, 5000), deadline=None)
+@given(problems(), st.sampled_from(sorted(samples.OPTIONS)), st.booleans(), st.booleans())
+def test_any_shape_and_layout(problem, kind, weighted, ignoring):
+    """Loss, sums and gradients against the reference in float64, for logits and labels anywhere in memory."""
+    logits, target = problem
+    weight = samples.class_weights(max(logits.shape[1], 2), logits.dtype, "cpu") if weighted else None
+    ignore_index = 0 if ignoring else None
+    found = []
+    for loss, sums, z in (
+        (call_loss, lambda *a: tuple(af.region_sums(*a)), logits),
+        (lambda *a: reference.region_loss(*a)[0], reference_sums, logits),
+        (lambda *a: reference.region_loss(*a)[0], reference_sums, logits.double()),
+    ):
+        z = z.detach().requires_grad_()
+        value = loss(
+            z,
+            target,
+            None if weight is None else weight.to(reference.sums_dtype(z.dtype)),
+            ignore_index,
+            *samples.OPTIONS[kind],
+        )
+        found.append((value, *sums(z, target, ignore_index), torch.autograd.grad(value, z)[0]))
+    for i, (ours, plain, exact) in enumerate(zip(*found, strict=True)):
+        assert_close(ours, exact, plain, ours.dtype, f"{kind}, number {i}")
+
+
+@settings(max_examples=examples(80, 5000), deadline=None)
 @given(problems(), st.integers(0, 2**31))
 def test_the_order_of_pixels_does_not_matter(problem, seed):
     logits, target = problem
@@ -482,7 +529,7 @@ def test_the_order_of_pixels_does_not_matter(problem, seed):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=examples(80, 5000), deadline=None)
 @given(problems())
 def test_sums_add_up(problem):
     logits, target = problem
@@ -495,7 +542,7 @@ def test_sums_add_up(problem):
     assert (s.ce >= 0).all()
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=examples(80, 5000), deadline=None)
 @given(problems(), st.floats(0.1, 8.0), st.sampled_from(sorted({*REGION_LOSSES} - {"generalized_dice"})))
 def test_losses_are_linear_in_the_class_weights(problem, factor, name):
     logits, target = problem
@@ -510,7 +557,7 @@ def test_losses_are_linear_in_the_class_weights(problem, factor, name):
     torch.testing.assert_close(foreground, sum(single[1:]), rtol=1e-10, atol=1e-12)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60, 5000), deadline=None)
 @given(problems(), st.floats(-50, 50), st.sampled_from(sorted(LOSSES)))
 def test_adding_one_number_to_all_logits_changes_nothing(problem, shift, name):
     logits, target = problem
@@ -521,7 +568,7 @@ def test_adding_one_number_to_all_logits_changes_nothing(problem, shift, name):
     torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60, 5000), deadline=None)
 @given(problems(), st.integers(2, 4), st.sampled_from(sorted({*LOSSES} - {"generalized_dice"})))
 def test_repeating_the_pixels_changes_nothing(problem, times, name):
     """Sums scale with the image, quotients do not (eps aside)."""
