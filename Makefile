@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PYTEST_ARGS ?=
 
-.PHONY: demo test test-extended test-packaging bench lint clean
+.PHONY: demo test test-extended test-packaging test-vectors sanitize fuzz bench lint clean
 .DEFAULT_GOAL := demo
 
 # torch comes first and by name, so that nothing below pulls another build of it.
@@ -35,6 +35,25 @@ test-extended: $(VENV)/.installed
 test-packaging: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet -e ".[test,packaging]"
 	PATH=$(abspath $(BIN)):$$PATH $(BIN)/python -m pytest tests/test_packaging.py -m packaging $(PYTEST_ARGS)
+
+# Builds of the CPU library for tests alone, in build/; see build_tools/variant.py.
+VARIANT = PATH=$(abspath $(BIN)):$$PATH $(BIN)/python build_tools/variant.py
+$(VENV)/.variants: pyproject.toml | $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet -e ".[test,packaging]"
+	touch $@
+
+# --capture=sys: a sanitizer's report goes past Python, to the file descriptor.
+sanitize: $(VENV)/.variants
+	$(VARIANT) sanitize -m pytest tests/ops --capture=sys $(PYTEST_ARGS)
+	$(VARIANT) sanitize -m tests.fuzz_ops --calls 3000
+	ATEN_CPU_CAPABILITY=default $(VARIANT) sanitize -m pytest tests/ops -m kernels --capture=sys $(PYTEST_ARGS)
+	$(VARIANT) sanitize-64 -m pytest tests/ops -m kernels --capture=sys $(PYTEST_ARGS)
+
+test-vectors: $(VENV)/.variants
+	$(VARIANT) vectors-64 -m pytest tests/ops -m kernels $(PYTEST_ARGS)
+
+fuzz: $(VENV)/.installed
+	$(BIN)/python -m tests.fuzz_ops --calls 10000
 
 # Everything that README's figures come from; about an hour on two cores, most of it torch.compile.
 bench: $(VENV)/.installed

@@ -476,8 +476,10 @@ def child(seed: int, indices: range, log: Path) -> None:
             write(index=index, name=target.name, verdict=verdict, details=details)
 
 
-def run(calls: int, seed: int, only: int | None = None) -> tuple[Counter, list[str]]:
-    """(counts of verdicts by function, complaints)."""
+def run(
+    calls: int, seed: int, only: int | None = None, program: Sequence[str] = ("-m", "tests.fuzz_ops")
+) -> tuple[Counter, list[str]]:
+    """(counts of verdicts by function, complaints); `program` is what Python runs as the child."""
     counts: Counter = Counter()
     complaints = []
     start, end = (0, calls) if only is None else (only, only + 1)
@@ -486,7 +488,7 @@ def run(calls: int, seed: int, only: int | None = None) -> tuple[Counter, list[s
             log = Path(folder) / "calls"
             done = subprocess.run(
                 [
-                    *(sys.executable, "-W", "ignore", "-m", "tests.fuzz_ops", "--child", str(log)),
+                    *(sys.executable, "-W", "ignore", *program, "--child", str(log)),
                     *("--seed", str(seed), "--range", str(start), str(end)),
                 ],
                 capture_output=True,

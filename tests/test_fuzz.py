@@ -1,7 +1,13 @@
-"""A few hundred malformed calls in every run; `make fuzz` makes ten thousand."""
+"""A few hundred malformed calls in every run; `make fuzz` makes ten thousand. And that the judge is no rubber stamp."""
+
+import re
+
+import pytest
+import torch
 
 from tests import fuzz_ops
 from tests.examples import examples
+from tests.ops import contract
 
 
 def test_malformed_calls_raise_or_give_a_right_result():
@@ -13,3 +19,56 @@ def test_malformed_calls_raise_or_give_a_right_result():
         sum(n for (_, v), n in counts.items() if v == verdict) for verdict in ("refused", "right")
     )
     assert refused > calls / 5 and right > calls / 5, counts
+
+
+#: The child, in which one function hangs and another crashes.
+BROKEN = """
+import os, signal, time
+from tests import fuzz_ops
+
+def judge(target, args, kept):
+    if target.name == "attention_gate (public)":
+        time.sleep(9)
+    if target.name == "max_pool2x2 (public)":
+        os.kill(os.getpid(), signal.SIGSEGV)
+    return "right", ""
+
+fuzz_ops.judge, fuzz_ops.PATIENCE = judge, 1
+fuzz_ops.main()
+"""
+
+
+def test_a_crash_and_a_hang_name_their_calls():
+    _, complaints = fuzz_ops.run(8, seed=0, program=("-c", BROKEN))
+    assert len(complaints) == 2, complaints
+    assert re.search(r"attention_gate \(public\)\(.*hangs", complaints[0])
+    assert re.search(r"max_pool2x2 \(public\)\(.*ends the process \(-11\)", complaints[1])
+
+
+@pytest.fixture(scope="module")
+def one_call_of_each():
+    return {t.name: t for t in reversed(fuzz_ops.targets())}
+
+
+def test_every_op_and_public_function_is_called(one_call_of_each):
+    defined = {
+        n.split("::")[1] for n in torch._C._dispatch_get_all_op_names() if n.startswith("asegnet_fast::")
+    }
+    assert defined <= set(one_call_of_each)
+    assert {f"{op} (public)" for op in contract.OPS} <= set(one_call_of_each)
+
+
+def test_the_judge_knows_right_from_wrong(one_call_of_each):
+    for name, target in one_call_of_each.items():
+        assert fuzz_ops.judge(target, target.args, True) == ("right", ""), name
+
+        def off(*args, function=target.function):
+            results = contract.as_tuple(function(*args))
+            return tuple(r + 1 if r.dtype.is_floating_point else r ^ 1 for r in results)
+
+        assert fuzz_ops.judge(target._replace(function=off), target.args, True)[0] == "wrong", name
+
+        def lost(*args):
+            raise KeyError("lost")
+
+        assert fuzz_ops.judge(target._replace(function=lost), target.args, True)[0] == "wrong", name
