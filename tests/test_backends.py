@@ -59,6 +59,15 @@ for layout in (torch.contiguous_format, torch.channels_last):
         logits = torch.randn(2, c, 19, 23).contiguous(memory_format=layout) * 3
         target = torch.randint(0, max(c, 2), (2, 19, 23))
         compare("loss", lambda z: af.focal_tversky_loss(z, target), (logits,))
+    weight, bias = torch.randn(37), torch.randn(37)
+    for pool in (False, True):
+        def norm(x, weight, bias):
+            options = (None, None, weight, bias, True)
+            return af.bn_relu_max_pool2x2(x, *options, return_full=True)[:2] if pool else af.bn_relu(x, *options)
+        compare("bn_relu", norm, (x, weight, bias))
+        if not pool:  # rounding makes ties, and a tie that falls elsewhere moves a gradient
+            for half in (x.bfloat16(), x.half()):
+                compare("bn_relu half", norm, (half, weight, bias))
 print(json.dumps(worst))
 """
 
@@ -79,12 +88,13 @@ def test_every_instruction_set_gives_the_references_numbers(isa):
         pytest.skip(f"this CPU has no {isa}")
     assert worst["pool"] == worst["unpool"] == 0.0
     assert worst["gate"] < 2e-5 and worst["loss"] < 2e-6, worst
+    assert worst["bn_relu"] < 2e-5 and worst["bn_relu half"] < 2e-2, worst
 
 
 @needs_native
 def test_the_report_names_what_serves():
     report = af.backends()
-    assert {"max_pool2x2", "max_unpool2x2", "attention_gate", "region_loss"} <= set(report)
+    assert {"bn_relu", "max_pool2x2", "max_unpool2x2", "attention_gate", "region_loss"} <= set(report)
     for op, devices in report.items():
         assert devices["cpu"]["serves"] == "native" and devices["cpu"]["isa"] == _extension.active_isa(), op
         with af.use_backend("reference"):

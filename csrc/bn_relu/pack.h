@@ -93,23 +93,26 @@ struct Pack<Float16> {
   typedef uint16_t Halves __attribute__((vector_size(kVectorBytes / 2)));
   using Bytes = typename ByteLanes<A>::Bytes;
   static constexpr int element(int k, int lane) { return k * kLanes<A> + lane; }
-  static ASEGNET_HOST_DEVICE Vector<A> widen(Halves h) {
+  // Templates, so that only the branch of the right width is compiled.
+  template <class H>
+  static ASEGNET_HOST_DEVICE Vector<A> widen(H h) {
 #if defined(__AVX512F__)
-    if constexpr (kVectorBytes == 64) return (Vector<A>)_mm512_cvtph_ps((__m256i)h);
+    if constexpr (sizeof(H) == 32) return (Vector<A>)_mm512_maskz_cvtph_ps(0xffff, (__m256i)h);
 #endif
 #if defined(__F16C__)
-    if constexpr (kVectorBytes == 32) return (Vector<A>)_mm256_cvtph_ps((__m128i)h);
+    if constexpr (sizeof(H) == 16) return (Vector<A>)_mm256_cvtph_ps((__m128i)h);
 #endif
     Vector<A> v;
     for (int i = 0; i < kLanes<A>; ++i) v[i] = to_acc(Float16{h[i]});
     return v;
   }
-  static ASEGNET_HOST_DEVICE Halves narrow(Vector<A> v) {
+  template <class V>
+  static ASEGNET_HOST_DEVICE Halves narrow(V v) {
 #if defined(__AVX512F__)
-    if constexpr (kVectorBytes == 64) return (Halves)_mm512_cvtps_ph((__m512)v, _MM_FROUND_TO_NEAREST_INT);
+    if constexpr (sizeof(V) == 64) return (Halves)_mm512_maskz_cvtps_ph(0xffff, (__m512)v, _MM_FROUND_TO_NEAREST_INT);
 #endif
 #if defined(__F16C__)
-    if constexpr (kVectorBytes == 32) return (Halves)_mm256_cvtps_ph((__m256)v, _MM_FROUND_TO_NEAREST_INT);
+    if constexpr (sizeof(V) == 32) return (Halves)_mm256_cvtps_ph((__m256)v, _MM_FROUND_TO_NEAREST_INT);
 #endif
     Halves h;
     for (int i = 0; i < kLanes<A>; ++i) h[i] = from_acc<Float16>(v[i]).bits;

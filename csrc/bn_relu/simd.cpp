@@ -39,7 +39,8 @@ struct Tables {
   Tables(int64_t length_, void* scratch) : length(length_) {
     totals = static_cast<double*>(scratch);
     A* next = reinterpret_cast<A*>(totals + 2 * length);
-    for (A** table : {&scale, &shift, &mean, &slope, &offset, &sums}) *table = next, next += length;
+    A** const tables[] = {&scale, &shift, &mean, &slope, &offset, &sums};
+    for (A** const table : tables) *table = next, next += length;
   }
   static int64_t bytes(int64_t length) { return length * (2 * sizeof(double) + 7 * sizeof(A)); }
 
