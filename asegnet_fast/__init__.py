@@ -3,6 +3,7 @@
 from asegnet_fast import models, nn
 from asegnet_fast.ops._library import backends, use_backend
 from asegnet_fast.ops.attention_gate.op import attention_gate
+from asegnet_fast.ops.bn_relu.op import bn_relu, bn_relu_max_pool2x2
 from asegnet_fast.ops.max_pool2x2.exchange import codes_to_indices, indices_to_codes
 from asegnet_fast.ops.max_pool2x2.op import max_pool2x2, max_unpool2x2
 from asegnet_fast.ops.tversky.op import (
@@ -18,6 +19,8 @@ from asegnet_fast.ops.tversky.op import (
 __all__ = [
     "attention_gate",
     "backends",
+    "bn_relu",
+    "bn_relu_max_pool2x2",
     "codes_to_indices",
     "cross_entropy_loss",
     "dice_loss",

@@ -32,6 +32,7 @@ import torch
 from torch import Tensor, nn
 
 import asegnet_fast as af
+from asegnet_fast.models.blocks import ConvBNReLU
 from asegnet_fast.ops.attention_gate import reference as gate_reference
 from benchmarks import common, results, timing
 from benchmarks.ops.tversky import plain_focal_tversky
@@ -71,9 +72,18 @@ class _PlainGate(nn.Module):
         return (out, alpha) if return_alpha else out
 
 
+def _plain_norm(norm: nn.BatchNorm2d) -> nn.BatchNorm2d:
+    plain = nn.BatchNorm2d(norm.num_features, norm.eps, norm.momentum)
+    plain.load_state_dict(norm.state_dict())
+    return plain.train(norm.training)
+
+
 def plain_twin(net: nn.Module) -> nn.Module:
-    """A copy of `net` with torch's own pool and unpool (int64 indices) and plain gates."""
+    """A copy of `net` with torch's own batch normalisation, pool and unpool (int64 indices) and plain gates."""
     twin = copy.deepcopy(net)
+    for block in twin.modules():
+        if isinstance(block, ConvBNReLU):
+            block.bn = _plain_norm(block.bn)  # the block's own ReLU serves behind it
     twin.pool, twin.unpool = nn.MaxPool2d(2, return_indices=True), nn.MaxUnpool2d(2)
     if hasattr(twin, "gates"):
         twin.gates = nn.ModuleList(_PlainGate(gate) for gate in twin.gates)

@@ -53,7 +53,7 @@ def test_the_kernels_of_every_instruction_set(isa):
 @needs_native
 def test_the_report_names_what_serves():
     report = af.backends()
-    assert {"max_pool2x2", "max_unpool2x2", "attention_gate", "region_loss"} <= set(report)
+    assert {"bn_relu", "max_pool2x2", "max_unpool2x2", "attention_gate", "region_loss"} <= set(report)
     for op, devices in report.items():
         assert devices["cpu"]["serves"] == "native" and devices["cpu"]["isa"] == _extension.active_isa(), op
         with af.use_backend("reference"):

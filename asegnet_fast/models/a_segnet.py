@@ -84,8 +84,8 @@ class ASegNet(nn.Module):
         check_input(x, self.encoders)
         codes, skips, alphas = [], [], []
         for encoder in self.encoders:
-            skips.append(encoder(x))
-            x, code = self.pool(skips[-1])
+            skip, x, code = encoder(x, self.pool, return_full=True)
+            skips.append(skip)
             codes.append(code)
         for gate, decoder in zip(reversed(self.gates), reversed(self.decoders), strict=True):
             x, alpha = self._join(gate, skips.pop(), x, codes.pop())

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from asegnet_fast.nn import BatchNormReLU2d, MaxPool2d
 from asegnet_fast.ops._checks import (
     check_choice,
     check_float,
@@ -74,18 +75,43 @@ class ConvBNReLU(nn.Module):
         in_channels, out_channels: channels in and out.
         relu: False leaves the ReLU out.
 
-    Shape: [N, in_channels, H, W] -> [N, out_channels, H, W].
+    Shape: [N, in_channels, H, W] -> [N, out_channels, H, W]; with `pool`, its result (pooled, positions), and with
+        `return_full` also the map before it: (y, pooled, positions).
     """
 
     def __init__(self, in_channels: int, out_channels: int, relu: bool = True) -> None:
         super().__init__()
         self.conv = he_normal(nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False))
-        self.bn = nn.BatchNorm2d(out_channels)
-        # In place: batch normalisation's backward needs its input only, so one map fewer is kept.
+        self.bn = BatchNormReLU2d(out_channels, relu=relu)
+        # For the day that `bn` is replaced by a batch normalisation without ReLU, as SyncBatchNorm is.
         self.relu = nn.ReLU(inplace=True) if relu else nn.Identity()
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.relu(self.bn(self.conv(x)))
+    def forward(
+        self, x: Tensor, pool: nn.Module | None = None, return_full: bool = False
+    ) -> Tensor | tuple[Tensor, ...]:
+        x = self.conv(x)
+        fused = isinstance(self.bn, BatchNormReLU2d)
+        if fused and isinstance(pool, MaxPool2d):
+            return self.bn(x, pool=True, return_full=return_full)
+        y = self.bn(x) if fused else self.relu(self.bn(x))
+        if pool is None:
+            return y
+        return (y, *pool(y)) if return_full else pool(y)
+
+
+class Encoder(nn.Sequential):
+    """Convolutions to one width, the last of which pools its result in the same pass.
+
+    Shape: x [N, in_channels, H, W] -> as the last `ConvBNReLU`.
+    """
+
+    def forward(
+        self, x: Tensor, pool: nn.Module | None = None, return_full: bool = False
+    ) -> Tensor | tuple[Tensor, ...]:
+        *blocks, last = self
+        for block in blocks:
+            x = block(x)
+        return last(x, pool, return_full)
 
 
 def he_normal(conv: nn.Conv2d) -> nn.Conv2d:
@@ -101,7 +127,7 @@ def make_encoders(in_channels: int, layout: Layout) -> nn.ModuleList:
     encoders = nn.ModuleList()
     for width, count in zip(*layout, strict=True):
         sources = (in_channels, *(width,) * (count - 1))
-        encoders.append(nn.Sequential(*(ConvBNReLU(source, width) for source in sources)))
+        encoders.append(Encoder(*(ConvBNReLU(source, width) for source in sources)))
         in_channels = width
     return encoders
 

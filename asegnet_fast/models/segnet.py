@@ -65,9 +65,8 @@ class SegNet(nn.Module):
         check_input(x, self.encoders)
         codes, sizes = [], []
         for encoder in self.encoders:
-            x = encoder(x)
             sizes.append(x.shape[-2:])
-            x, code = self.pool(x)
+            x, code = encoder(x, self.pool)
             codes.append(code)
         for decoder in reversed(self.decoders):
             x = decoder(self.unpool(x, codes.pop(), sizes.pop()))

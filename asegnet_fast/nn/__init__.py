@@ -2,6 +2,7 @@
 
 from asegnet_fast.nn import functional
 from asegnet_fast.nn.attention_gate import AttentionGate
+from asegnet_fast.nn.batchnorm import BatchNormReLU2d
 from asegnet_fast.nn.losses import (
     CrossEntropyLoss,
     DiceLoss,
@@ -13,6 +14,7 @@ from asegnet_fast.nn.pooling import MaxPool2d, MaxUnpool2d
 
 __all__ = [
     "AttentionGate",
+    "BatchNormReLU2d",
     "CrossEntropyLoss",
     "DiceLoss",
     "FocalTverskyLoss",
