@@ -45,7 +45,7 @@ $(VENV)/.variants: pyproject.toml | $(VENV)/.installed
 # --capture=sys: a sanitizer's report goes past Python, to the file descriptor.
 sanitize: $(VENV)/.variants
 	$(VARIANT) sanitize -m pytest tests/ops --capture=sys $(PYTEST_ARGS)
-	$(VARIANT) sanitize -m tests.fuzz_ops --calls 3000
+	$(VARIANT) sanitize -m tests.fuzz_ops --calls 10000 --seed 1
 	ATEN_CPU_CAPABILITY=default $(VARIANT) sanitize -m pytest tests/ops -m kernels --capture=sys $(PYTEST_ARGS)
 	$(VARIANT) sanitize-64 -m pytest tests/ops -m kernels --capture=sys $(PYTEST_ARGS)
 

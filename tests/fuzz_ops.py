@@ -510,7 +510,8 @@ def run(
             raise RuntimeError(f"the child died before its first call:\n{done.stderr[-3000:]}")
         last = max(names)
         how = "hangs" if done.returncode == -signal.SIGALRM else f"ends the process ({done.returncode})"
-        complaints.append(f"{last}: {names[last]}: {how}\n{done.stderr[:4000]}")
+        report = [line for line in done.stderr.splitlines() if "failed to allocate" not in line]
+        complaints.append("\n".join((f"{last}: {names[last]}: {how}", *report[:12])))
         start = last + 1
     return counts, complaints
 

@@ -23,7 +23,7 @@ import sys, pytest
 from asegnet_fast import _extension
 if _extension.active_isa() != sys.argv[1]:
     sys.exit(77)
-sys.exit(pytest.main(["-q", "-m", "kernels", "-p", "no:cacheprovider", "tests/ops"]))
+sys.exit(pytest.main(["-m", "kernels", "-p", "no:cacheprovider", "tests/ops"]))
 """
 
 

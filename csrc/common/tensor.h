@@ -47,9 +47,18 @@ struct ShapeOf {
 };
 inline ShapeOf shape_string(const Tensor& t) { return {t}; }
 
+// A product of sizes, which must not wrap around: a small one would be allocated for it.
+inline int64_t times(int64_t a, int64_t b) {
+  int64_t product;
+  if (__builtin_mul_overflow(a, b, &product)) {
+    fail("size", "fewer than 2^63 elements", std::to_string(a) + " x " + std::to_string(b));
+  }
+  return product;
+}
+
 struct Dims {  // [N, C, H, W]
   int64_t n, c, h, w;
-  int64_t numel() const { return n * c * h * w; }
+  int64_t numel() const { return n && c && h && w ? times(times(n, c), times(h, w)) : 0; }
   bool operator==(const Dims&) const = default;
 };
 
@@ -66,7 +75,7 @@ inline bool is_channels_last(const Tensor& t) {
     if (t.size(d) == 0 || t.stride(d) < least) return false;
     if (d == 0 && least == t.stride(1)) return false;  // [N, 1, 1, 1] and the like stay NCHW
     least = t.stride(d);
-    if (t.size(d) > 1) least *= t.size(d);
+    if (t.size(d) > 1 && __builtin_mul_overflow(least, t.size(d), &least)) return false;
   }
   return true;
 }
@@ -82,8 +91,9 @@ struct Strides4 {
 
 inline Strides4 strides4(const Dims& d, bool channels_last) {  // as torch has them, empty sides counting 1
   const int64_t c = std::max<int64_t>(d.c, 1), h = std::max<int64_t>(d.h, 1), w = std::max<int64_t>(d.w, 1);
-  if (channels_last) return {h * w * c, 1, w * c, c};
-  return {c * h * w, h * w, w, 1};
+  const int64_t image = times(times(h, w), c);
+  if (channels_last) return {image, 1, w * c, c};
+  return {image, h * w, w, 1};
 }
 
 // `t`, which is 4-D, itself where it is dense in that layout already, else a copy that is.
@@ -109,7 +119,7 @@ inline Tensor empty_strided(int64_t dims, const int64_t* sizes, const int64_t* s
 // In the usual order of dimensions, any number of them up to 8.
 inline Tensor empty_dense(std::initializer_list<int64_t> sizes, ScalarType dtype, const Tensor& like) {
   int64_t strides[8], stride = 1, d = static_cast<int64_t>(sizes.size());
-  for (const int64_t* size = sizes.end(); size != sizes.begin(); stride *= std::max<int64_t>(*size, 1)) {
+  for (const int64_t* size = sizes.end(); size != sizes.begin(); stride = times(stride, std::max<int64_t>(*size, 1))) {
     --size;
     strides[--d] = stride;
   }

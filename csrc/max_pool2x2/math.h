@@ -52,7 +52,7 @@ ASEGNET_HOST_DEVICE uint8_t code_of(int dy, int dx) { return static_cast<uint8_t
 ASEGNET_HOST_DEVICE int64_t pooled_size(int64_t size, bool ceil_mode) { return (size + (ceil_mode ? 1 : 0)) / 2; }
 // Sides an unpooled map may have: 2h - 1 (pooled with ceil_mode), 2h, 2h + 1.
 ASEGNET_HOST_DEVICE bool is_unpooled_size(int64_t size, int64_t pooled) {
-  return size >= 2 * pooled - 1 && size <= 2 * pooled + 1 && size >= 0;
+  return size >= 0 && (pooled == size / 2 || pooled == size / 2 + size % 2);
 }
 
 }  // namespace asegnet::max_pool2x2

@@ -67,7 +67,7 @@ struct Geometry {
     check(fits, "target", "shape [N, *spatial] of the logits", shape_string(target));
     images = logits.size(0);
     for (int64_t d = 0; d < spatial; ++d) {
-      pixels *= logits.size(d + 2);
+      pixels = times(pixels, logits.size(d + 2));
       add_axis(logits.size(d + 2), logits.stride(d + 2), target.stride(d + 1),
                gradient ? gradient->stride(d + 2) : logits.stride(d + 2));
     }

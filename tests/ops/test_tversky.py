@@ -415,6 +415,32 @@ def test_the_gradient_has_the_layout_of_the_logits(shape, layout):
     assert grad.stride() == torch.empty_like(logits).stride()
 
 
+@pytest.mark.parametrize("name", LOSSES)
+def test_transforms_of_every_loss_agree_with_the_kernels_derivatives(name):
+    g = torch.Generator().manual_seed(6)
+    z = torch.randn((2, 3, 3, 4), generator=g, dtype=torch.float64)
+    direction = torch.randn(z.shape, generator=g, dtype=torch.float64)
+    target = torch.randint(0, 3, (2, 3, 4), generator=g)
+    loss = lambda z: LOSSES[name](z, target, ignore_index=1)  # noqa: E731
+    leaf = z.clone().requires_grad_()
+    value = loss(leaf)
+    (gradient,) = torch.autograd.grad(value, leaf, create_graph=True)
+    (curvature,) = torch.autograd.grad((gradient * direction).sum(), leaf)
+    slope = (gradient * direction).sum()
+    assert gradient.any() and curvature.any()
+    pairs = [
+        (torch.func.grad(loss)(z), gradient),
+        (torch.func.vjp(loss, z)[1](torch.ones((), dtype=z.dtype))[0], gradient),
+        (torch.func.jacfwd(loss)(z), gradient),
+        (torch.func.jvp(loss, (z,), (direction,))[1], slope),
+        (torch.func.jvp(torch.func.grad(loss), (z,), (direction,))[1], curvature),
+        ((torch.func.hessian(loss)(z) * direction).sum((-4, -3, -2, -1)), curvature),
+        (torch.func.vmap(loss)(torch.stack([z, z + direction]))[1], loss(z + direction)),
+    ]
+    for transformed, expected in pairs:
+        torch.testing.assert_close(transformed, expected.detach(), rtol=1e-9, atol=1e-11)
+
+
 # ---- sums added over processes --------------------------------------------------------------------------
 
 
