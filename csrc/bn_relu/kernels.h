@@ -9,11 +9,11 @@
 
 namespace asegnet::bn_relu {
 
-// One number per channel of the run, see math.h. Backward alone needs the last three; slope and offset are null where
+// One number per channel of the run, see math.h. Backward alone needs slope and offset, which are null where
 // the statistics are constants.
 struct Channels {
   int64_t count;
-  const double *scale, *shift, *mean, *slope, *offset;
+  const double *scale, *mean, *bias, *slope, *offset;
   bool relu;
 };
 
