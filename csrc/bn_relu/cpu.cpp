@@ -90,8 +90,9 @@ Numbers numbers(const std::optional<Tensor>& t, int64_t channels, double otherwi
 Tensor tensor_of(const Numbers& values, const Tensor& x) {
   const auto count = static_cast<int64_t>(values.size());
   Tensor out = empty_dense({count}, sums_type(x), x);
-  if (sums_type(x) == ScalarType::Double) std::copy_n(values.data(), count, static_cast<double*>(out.mutable_data_ptr()));
-  else std::copy_n(values.data(), count, static_cast<float*>(out.mutable_data_ptr()));
+  void* const to = out.mutable_data_ptr();
+  if (sums_type(x) == ScalarType::Double) std::copy_n(values.data(), count, static_cast<double*>(to));
+  else std::copy_n(values.data(), count, static_cast<float*>(to));
   return out;
 }
 

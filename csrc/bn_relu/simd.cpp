@@ -387,7 +387,8 @@ template <class T, class F>
 ASEGNET_HOST_DEVICE void for_packs(int64_t channels, const F& f) {
   constexpr int64_t kLength = Pack<T>::kLength;
   int64_t e = 0;
-  for (; e + kLinePacks<T> * kLength <= channels; e += kLinePacks<T> * kLength) f(e, Whole<T>{}, Fixed<kLinePacks<T>>{});
+  constexpr int64_t kLine = kLinePacks<T> * kLength;
+  for (; e + kLine <= channels; e += kLine) f(e, Whole<T>{}, Fixed<kLinePacks<T>>{});
   for (; e + kLength <= channels; e += kLength) f(e, Whole<T>{}, Fixed<1>{});
   if (e < channels) f(e, Part<T>{channels - e}, Fixed<1>{});
 }

@@ -182,7 +182,9 @@ def test_nan_and_infinity_as_torch(layout):
     for training in (True, False):
         results, leaves = [], [x.clone().requires_grad_() for _ in range(2)]
         for leaf, function in zip(leaves, (call, plain), strict=True):
-            y = function(leaf, ONES, ONES / 8, *((None, None) if training else (ONES, ONES)), training, 1e-5, True)
+            y = function(
+                leaf, ONES, ONES / 8, *((None, None) if training else (ONES, ONES)), training, 1e-5, True
+            )
             results.append((y.detach(), torch.autograd.grad(y.sum(), leaf)[0]))
         for ours, theirs in zip(*results, strict=True):
             torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5, equal_nan=True)
@@ -192,7 +194,10 @@ def test_nan_and_infinity_as_torch(layout):
 def test_no_gradient_where_the_result_is_zero(layout):
     x = torch.tensor([-1.0, 0.0, 1.0, 0.0]).view(1, 1, 2, 2).contiguous(memory_format=layout).requires_grad_()
     mean, var = torch.zeros(1), torch.ones(1)
-    for function in (lambda x: af.bn_relu(x, mean, var, eps=0.0), lambda x: F.relu(F.batch_norm(x, mean, var, eps=0.0))):
+    for function in (
+        lambda x: af.bn_relu(x, mean, var, eps=0.0),
+        lambda x: F.relu(F.batch_norm(x, mean, var, eps=0.0)),
+    ):
         (dx,) = torch.autograd.grad(function(x).sum(), x)
         assert dx.flatten().tolist() == [0, 0, 1, 0]
 
@@ -219,7 +224,9 @@ def test_without_weight_or_bias(given, training):
     leaves = [X.clone().requires_grad_() for _ in range(2)]
     found = []
     for leaf, function in zip(leaves, (call, plain), strict=True):
-        y = function(leaf, *parameters, *((None, None) if training else (ONES / 3, ONES)), training, 1e-5, True)
+        y = function(
+            leaf, *parameters, *((None, None) if training else (ONES / 3, ONES)), training, 1e-5, True
+        )
         found.append((y.detach(), *torch.autograd.grad(y.square().sum(), leaf)))
     for ours, theirs in zip(*found, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
@@ -251,7 +258,9 @@ def test_pool_of_its_own_result_bit_for_bit(case):
     running = torch.linspace(-1, 1, channels).to(x.dtype), torch.linspace(0.5, 2, channels).to(x.dtype)
     options = (torch.linspace(-2, 2, channels).to(x.dtype), None, training and x[:, 0].numel() > 1)
     y, pooled, code = af.bn_relu_max_pool2x2(x, *running, *options, momentum=0.0, relu=relu, return_full=True)
-    assert torch.equal(y.nan_to_num(nan=7.0), af.bn_relu(x, *running, *options, momentum=0.0, relu=relu).nan_to_num(nan=7.0))
+    assert torch.equal(
+        y.nan_to_num(nan=7.0), af.bn_relu(x, *running, *options, momentum=0.0, relu=relu).nan_to_num(nan=7.0)
+    )
     alone = af.bn_relu_max_pool2x2(x, *running, *options, momentum=0.0, relu=relu)
     exact = af.max_pool2x2(y)
     for values, positions in (alone, (pooled, code)):
@@ -270,7 +279,9 @@ def test_gradients_as_of_separate_ops(layout, dtype, shape):
     for fused in (True, False):
         leaves = [t.clone().requires_grad_() for t in (x, weight, bias)]
         if fused:
-            y, pooled, _ = af.bn_relu_max_pool2x2(leaves[0], None, None, *leaves[1:], training=True, return_full=True)
+            y, pooled, _ = af.bn_relu_max_pool2x2(
+                leaves[0], None, None, *leaves[1:], training=True, return_full=True
+            )
         else:
             y = af.bn_relu(leaves[0], None, None, *leaves[1:], training=True)
             pooled, _ = af.max_pool2x2(y)

@@ -49,7 +49,9 @@ def _check(
         if value.device != device:
             check_same("device", name, value, "x", x)
     if (running_mean is None) != (running_var is None):
-        raise wrong_value("running_var", "a tensor where running_mean is one, and None where it is", running_var)
+        raise wrong_value(
+            "running_var", "a tensor where running_mean is one, and None where it is", running_var
+        )
     if training:
         if x.shape[0] * x.shape[2] * x.shape[3] == 1:
             raise wrong_value("x", "more than 1 value per channel when training", x)
@@ -66,7 +68,12 @@ def _check_sides(x: Tensor) -> None:
 
 
 def _update(
-    x: Tensor, running_mean: Tensor | None, running_var: Tensor | None, momentum: float, mean: Tensor, var: Tensor
+    x: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    momentum: float,
+    mean: Tensor,
+    var: Tensor,
 ) -> None:
     """Moves the running statistics towards the batch's, with the unbiased variance, as torch does."""
     count = x.shape[0] * x.shape[2] * x.shape[3]
@@ -292,4 +299,6 @@ def _grad_pool(ctx, dy: Tensor | None, dpooled: Tensor | None, *_: None) -> tupl
 _library.register_autograd("bn_relu", _grad, _save)
 _library.register_autograd("bn_relu_max_pool2x2", _grad_pool, _save_pool)
 _library.register_autograd_by_reference("bn_relu_backward", reference.bn_relu_backward)
-_library.register_autograd_by_reference("bn_relu_max_pool2x2_backward", reference.bn_relu_max_pool2x2_backward)
+_library.register_autograd_by_reference(
+    "bn_relu_max_pool2x2_backward", reference.bn_relu_max_pool2x2_backward
+)
