@@ -69,8 +69,8 @@ def test_pool_is_of_the_same_map(options):
 def test_it_is_a_batch_norm_that_names_its_relu():
     module = af.nn.BatchNormReLU2d(4)
     assert isinstance(module, nn.BatchNorm2d)
-    assert repr(module) == (
-        "BatchNormReLU2d(4, eps=1e-05, momentum=0.1, affine=True, track_running_stats=True, relu=True)"
+    assert repr(module) == repr(nn.BatchNorm2d(4)).replace("Norm2d", "NormReLU2d").replace(
+        ")", ", relu=True)"
     )
     module(torch.randn(2, 4, 3, 3))
     module.reset_running_stats()

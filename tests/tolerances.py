@@ -2,9 +2,6 @@
 
 import torch
 
-#: Selections and copies: no arithmetic happens, so every bit must agree.
-EXACT = 0.0
-
 #: float32 and float64 sums: relative to the largest magnitude in the result. Kernels add in another order
 #: than the reference; blocks of a few hundred terms keep the error near the unit roundoff times ten.
 RELATIVE = {torch.float32: 2e-5, torch.float64: 1e-12}

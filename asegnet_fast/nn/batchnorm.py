@@ -14,6 +14,7 @@ class BatchNormReLU2d(nn.BatchNorm2d):
     Args:
         num_features, eps, momentum, affine, track_running_stats, device, dtype: as torch's.
         relu: False leaves the ReLU out.
+        others: what later versions of torch have added (`bias`).
 
     Parameters, buffers and state-dict keys are those of `torch.nn.BatchNorm2d`. What replaces such modules by class
     (`torch.nn.SyncBatchNorm.convert_sync_batchnorm`) knows nothing of the ReLU: it must then be added behind.
@@ -35,9 +36,11 @@ class BatchNormReLU2d(nn.BatchNorm2d):
         track_running_stats: bool = True,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        *,
         relu: bool = True,
+        **others: bool,
     ) -> None:
-        super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype)
+        super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype, **others)
         self.relu = relu
 
     def forward(

@@ -90,25 +90,26 @@ Numbers numbers(const std::optional<Tensor>& t, int64_t channels, double otherwi
 Tensor tensor_of(const Numbers& values, const Tensor& x) {
   const auto count = static_cast<int64_t>(values.size());
   Tensor out = empty_dense({count}, sums_type(x), x);
-  if (sums_type(x) == ScalarType::Double) std::copy_n(values.data(), count, static_cast<double*>(out.mutable_data_ptr()));
-  else std::copy_n(values.data(), count, static_cast<float*>(out.mutable_data_ptr()));
+  void* const to = out.mutable_data_ptr();
+  if (sums_type(x) == ScalarType::Double) std::copy_n(values.data(), count, static_cast<double*>(to));
+  else std::copy_n(values.data(), count, static_cast<float*>(to));
   return out;
 }
 
-// What the tensor of these numbers will hold: backward must find the same scale and shift in it.
+// What the tensor of these numbers will hold: backward must find the same scale in it.
 void round_as(ScalarType type, Numbers& values) {
   if (type == ScalarType::Double) return;
   for (double& v : values) v = static_cast<float>(v);
 }
 
 struct Parameters {
-  Numbers scale, shift, mean, inverse_deviation, slope, offset;
+  Numbers scale, bias, mean, inverse_deviation, slope, offset;
   bool relu, constant = true;
 
-  Parameters(const Tensor& x, int64_t channels, const std::optional<Tensor>& weight, const std::optional<Tensor>& bias,
+  Parameters(const Tensor& x, int64_t channels, const std::optional<Tensor>& weight, const std::optional<Tensor>& bias_,
              const Numbers& mean_, const Numbers& var, double eps, bool relu_)
       : scale(numbers(weight, channels, 1, "weight")),
-        shift(numbers(bias, channels, 0, "bias")),
+        bias(numbers(bias_, channels, 0, "bias")),
         mean(mean_),
         inverse_deviation(channels),
         relu(relu_) {
@@ -117,7 +118,6 @@ struct Parameters {
       scale[c] *= inverse_deviation[c];
     }
     round_as(sums_type(x), scale);
-    for (int64_t c = 0; c < channels; ++c) shift[c] -= scale[c] * mean[c];
   }
 
   // The statistics depend on x: sums [2][channels] of g and g (x - mean) over `count` values a channel.
@@ -134,8 +134,8 @@ struct Parameters {
   Channels from(int64_t channel, int64_t count) const {
     return {count,
             scale.data() + channel,
-            shift.data() + channel,
             mean.data() + channel,
+            bias.data() + channel,
             constant ? nullptr : slope.data() + channel,
             constant ? nullptr : offset.data() + channel,
             relu};

@@ -9,11 +9,11 @@
 
 namespace asegnet::bn_relu {
 
-// One number per channel of the run, see math.h. Backward alone needs the last three; slope and offset are null where
+// One number per channel of the run, see math.h. Backward alone needs slope and offset, which are null where
 // the statistics are constants.
 struct Channels {
   int64_t count;
-  const double *scale, *shift, *mean, *slope, *offset;
+  const double *scale, *mean, *bias, *slope, *offset;
   bool relu;
 };
 
@@ -34,8 +34,10 @@ struct Kernels {
   void (*backward[4])(const void* dy, const void* x, void* dx, int64_t size, const Channels& c, bool stream,
                       void* scratch);
   // The same over two rows and their windows; an odd last column belongs to no window.
-  void (*pool_forward[4])(const void* x, void* y, const Rows& rows, const Channels& c, bool stream, void* scratch);
-  void (*pool_reduce[4])(const void* dy, const void* x, const Rows& rows, const Channels& c, double* sums, void* scratch);
+  void (*pool_forward[4])(const void* x, void* y, const Rows& rows, const Channels& c, bool stream,
+                          void* scratch);
+  void (*pool_reduce[4])(const void* dy, const void* x, const Rows& rows, const Channels& c, double* sums,
+                         void* scratch);
   void (*pool_backward[4])(const void* dy, const void* x, void* dx, const Rows& rows, const Channels& c, bool stream,
                            void* scratch);
   // NCHW: the pool of two rows, and dy plus the pool's gradient of two rows of one plane.

@@ -1,6 +1,6 @@
-// Batch normalisation as one multiply-add a value, its gradient as two: the scalar rules, once for CPU and CUDA.
+// Batch normalisation and its gradient: the scalar rules, once for CPU and CUDA.
 //
-//   v  = scale x + shift, y = max(0, v)          scale = weight / sqrt(var + eps), shift = bias - scale mean
+//   v  = scale (x - mean) + bias, y = max(0, v)  scale = weight / sqrt(var + eps); a large mean costs no digits so
 //   g  = dy where y > 0, else 0                  (NaN lets it pass, as in torch)
 //   dx = scale g + slope (x - mean) + offset     slope and offset carry the gradient of the batch's own statistics
 //   dbias = sum g, dweight = sum g (x - mean) / sqrt(var + eps)
@@ -13,7 +13,7 @@
 namespace asegnet::bn_relu {
 
 template <class A>
-ASEGNET_HOST_DEVICE A affine(A x, A scale, A shift) { return x * scale + shift; }
+ASEGNET_HOST_DEVICE A affine(A x, A scale, A mean, A bias) { return (x - mean) * scale + bias; }
 
 // Whether the ReLU cuts this off; false for NaN.
 template <class A>

@@ -33,13 +33,13 @@ template <class T>
 struct Tables {
   using A = acc<T>;
   int64_t length;
-  A *scale, *shift, *mean, *slope, *offset, *sums;  // sums: two tables
+  A *scale, *mean, *bias, *slope, *offset, *sums;  // sums: two tables
   double* totals;                                   // two tables
 
   Tables(int64_t length_, void* scratch) : length(length_) {
     totals = static_cast<double*>(scratch);
     A* next = reinterpret_cast<A*>(totals + 2 * length);
-    A** const tables[] = {&scale, &shift, &mean, &slope, &offset, &sums};
+    A** const tables[] = {&scale, &mean, &bias, &slope, &offset, &sums};
     for (A** const table : tables) *table = next, next += length;
   }
   static int64_t bytes(int64_t length) { return length * (2 * sizeof(double) + 7 * sizeof(A)); }
@@ -101,6 +101,29 @@ void with(bool flag, const F& f) {
 
 template <class A>
 ASEGNET_HOST_DEVICE Vector<A> at(const A* table, int64_t i) { return load_as<Vector<A>>(table + i); }
+
+template <class T>
+Tables<T> filled(const Channels& c, int64_t length, void* scratch) {
+  const Tables<T> t(length, scratch);
+  t.fill(t.scale, c.scale, c.count);
+  t.fill(t.mean, c.mean, c.count);
+  t.fill(t.bias, c.bias, c.count);
+  if (c.slope) {
+    t.fill(t.slope, c.slope, c.count);
+    t.fill(t.offset, c.offset, c.count);
+  }
+  return t;
+}
+
+// v of one vector and of one value.
+template <class T>
+ASEGNET_HOST_DEVICE Vector<acc<T>> normalised(const Tables<T>& t, int64_t j, Vector<acc<T>> x) {
+  return affine(x, at(t.scale, j), at(t.mean, j), at(t.bias, j));
+}
+template <class A>
+ASEGNET_HOST_DEVICE A normalised(const Channels& c, int64_t k, A x) {
+  return affine(x, static_cast<A>(c.scale[k]), static_cast<A>(c.mean[k]), static_cast<A>(c.bias[k]));
+}
 
 // 0 where the ReLU cuts v off; NaN is kept.
 template <bool kRelu, class V>
@@ -178,9 +201,7 @@ void forward(const void* px, void* py, int64_t size, const Channels& c, bool str
   using A = acc<T>;
   const T* x = static_cast<const T*>(px);
   T* y = static_cast<T*>(py);
-  const Tables<T> t(period<T>(c.count), scratch);
-  t.fill(t.scale, c.scale, c.count);
-  t.fill(t.shift, c.shift, c.count);
+  const Tables<T> t = filled<T>(c, period<T>(c.count), scratch);
   with(c.relu, [&](auto relu) {
     constexpr bool kRelu = decltype(relu)::value;
     with(stream && is_aligned(y), [&](auto streams) {
@@ -190,14 +211,14 @@ void forward(const void* px, void* py, int64_t size, const Channels& c, bool str
           P::load(x + i + e, v);
           for (int k = 0; k < P::kVectors; ++k) {
             const int64_t j = e + k * kLanes<A>;
-            v[k] = affine(v[k], at(t.scale, j), at(t.shift, j));
+            v[k] = normalised(t, j, v[k]);
             v[k] = P::round(cut<kRelu>(v[k], v[k]));
           }
           P::template store<decltype(streams)::value>(y + i + e, v);
         }
       };
       walk<1>(size, t.length, c.count, whole, [&](int64_t i, int64_t k) {
-        const A v = affine(to_acc(x[i]), static_cast<A>(c.scale[k]), static_cast<A>(c.shift[k]));
+        const A v = normalised(c, k, to_acc(x[i]));
         y[i] = from_acc<T>(kRelu && is_cut(v) ? A{0} : v);
       });
     });
@@ -221,21 +242,12 @@ ASEGNET_HOST_DEVICE A input_gradient(const Channels& c, int64_t k, A x, A g) {
 // g of one vector: the gradient that passes the ReLU.
 template <bool kRelu, class T>
 ASEGNET_HOST_DEVICE Vector<acc<T>> passes(const Tables<T>& t, int64_t j, Vector<acc<T>> x, Vector<acc<T>> dy) {
-  if constexpr (kRelu) return cut<true>(affine(x, at(t.scale, j), at(t.shift, j)), dy);
+  if constexpr (kRelu) return cut<true>(normalised(t, j, x), dy);
   else return dy;
 }
 template <bool kRelu, class A>
 ASEGNET_HOST_DEVICE A passes(const Channels& c, int64_t k, A x, A dy) {
-  return kRelu && is_cut(affine(x, static_cast<A>(c.scale[k]), static_cast<A>(c.shift[k]))) ? A{0} : dy;
-}
-
-template <class T>
-Tables<T> backward_tables(const Channels& c, int64_t length, void* scratch) {
-  const Tables<T> t(length, scratch);
-  t.fill(t.scale, c.scale, c.count);
-  t.fill(t.shift, c.shift, c.count);
-  t.fill(t.mean, c.mean, c.count);
-  return t;
+  return kRelu && is_cut(normalised(c, k, x)) ? A{0} : dy;
 }
 
 template <class T>
@@ -243,7 +255,7 @@ void reduce(const void* pdy, const void* px, int64_t size, const Channels& c, do
   using P = Pack<T>;
   using A = acc<T>;
   const T *dy = static_cast<const T*>(pdy), *x = static_cast<const T*>(px);
-  const Tables<T> t = backward_tables<T>(c, period<T>(c.count), scratch);
+  const Tables<T> t = filled<T>(c, period<T>(c.count), scratch);
   t.clear();
   with(c.relu, [&](auto relu) {
     constexpr bool kRelu = decltype(relu)::value;
@@ -288,11 +300,7 @@ void backward(const void* pdy, const void* px, void* pdx, int64_t size, const Ch
   using A = acc<T>;
   const T *dy = static_cast<const T*>(pdy), *x = static_cast<const T*>(px);
   T* dx = static_cast<T*>(pdx);
-  const Tables<T> t = backward_tables<T>(c, period<T>(c.count), scratch);
-  if (c.slope) {
-    t.fill(t.slope, c.slope, c.count);
-    t.fill(t.offset, c.offset, c.count);
-  }
+  const Tables<T> t = filled<T>(c, period<T>(c.count), scratch);
   with(c.relu, [&](auto relu) { with(c.slope == nullptr, [&](auto constant) {
     constexpr bool kRelu = decltype(relu)::value, kConstant = decltype(constant)::value;
     with(stream && is_aligned(dx), [&](auto streams) {
@@ -364,13 +372,25 @@ struct Part {
   }
 };
 
-// Calls f(first channel, access) for every pack of a pixel's channels.
+template <int kCount>
+struct Fixed {
+  static constexpr int value = kCount;
+};
+
+// Packs that fill a cache line. A window's four elements lie far apart, and streaming stores must fill a line each
+// before they turn to the next.
+template <class T>
+constexpr int kLinePacks = Pack<T>::kLength * sizeof(T) < 64 ? 64 / (Pack<T>::kLength * sizeof(T)) : 1;
+
+// Calls f(first channel, access, number of packs) over a pixel's channels.
 template <class T, class F>
 ASEGNET_HOST_DEVICE void for_packs(int64_t channels, const F& f) {
   constexpr int64_t kLength = Pack<T>::kLength;
   int64_t e = 0;
-  for (; e + kLength <= channels; e += kLength) f(e, Whole<T>{});
-  if (e < channels) f(e, Part<T>{channels - e});
+  constexpr int64_t kLine = kLinePacks<T> * kLength;
+  for (; e + kLine <= channels; e += kLine) f(e, Whole<T>{}, Fixed<kLinePacks<T>>{});
+  for (; e + kLength <= channels; e += kLength) f(e, Whole<T>{}, Fixed<1>{});
+  if (e < channels) f(e, Part<T>{channels - e}, Fixed<1>{});
 }
 
 template <class T>
@@ -410,9 +430,7 @@ void pool_forward(const void* px, void* py, const Rows& rows, const Channels& c,
   using A = acc<T>;
   const T* x = static_cast<const T*>(px);
   T *y = static_cast<T*>(py), *pooled = static_cast<T*>(rows.pooled);
-  const Tables<T> t(padded<T>(c.count), scratch);
-  t.fill(t.scale, c.scale, c.count);
-  t.fill(t.shift, c.shift, c.count);
+  const Tables<T> t = filled<T>(c, padded<T>(c.count), scratch);
   const bool streams_y = stream && is_aligned(y) && c.count % P::kLength == 0;
   with(c.relu, [&](auto relu) {
     constexpr bool kRelu = decltype(relu)::value;
@@ -420,32 +438,38 @@ void pool_forward(const void* px, void* py, const Rows& rows, const Channels& c,
       constexpr bool kFull = decltype(full)::value;
       with(streams_y, [&](auto streams) {
         for_windows(rows, c.count, [&](const Window& window) {
-          for_packs<T>(c.count, [&](int64_t e, auto access) {
-            Vector<A> best[P::kVectors];
-            Mask<A> code[P::kVectors] = {};
+          for_packs<T>(c.count, [&](int64_t first, auto access, auto packs) {
+            constexpr int kPacks = decltype(packs)::value;
+            Vector<A> best[kPacks][P::kVectors];
+            Mask<A> code[kPacks][P::kVectors] = {};
             for (int p = 0; p < 4; ++p) {
-              Vector<A> v[P::kVectors];
-              access.load(x + window.at[p] + e, v);
-              for (int k = 0; k < P::kVectors; ++k) {
-                const int64_t i = e + k * kLanes<A>;
-                v[k] = affine(v[k], at(t.scale, i), at(t.shift, i));
-                v[k] = P::round(cut<kRelu>(v[k], v[k]));
-                if (p == 0) {
-                  best[k] = v[k];
-                } else {
-                  const Mask<A> won = (v[k] > best[k]) | (v[k] != v[k]);
-                  best[k] = select(won, v[k], best[k]);
-                  code[k] = select(won, Mask<A>{} + p, code[k]);
+              for (int q = 0; q < kPacks; ++q) {
+                const int64_t e = first + q * P::kLength;
+                Vector<A> v[P::kVectors];
+                access.load(x + window.at[p] + e, v);
+                for (int k = 0; k < P::kVectors; ++k) {
+                  v[k] = normalised(t, e + k * kLanes<A>, v[k]);
+                  v[k] = P::round(cut<kRelu>(v[k], v[k]));
+                  if (p == 0) {
+                    best[q][k] = v[k];
+                  } else {
+                    const Mask<A> won = (v[k] > best[q][k]) | (v[k] != v[k]);
+                    best[q][k] = select(won, v[k], best[q][k]);
+                    code[q][k] = select(won, Mask<A>{} + p, code[q][k]);
+                  }
                 }
+                if constexpr (kFull) access.template store<decltype(streams)::value>(y + window.at[p] + e, v);
               }
-              if constexpr (kFull) access.template store<decltype(streams)::value>(y + window.at[p] + e, v);
             }
-            access.template store<false>(pooled + window.result + e, best);
-            access.store_codes(rows.code + window.result + e, code);
+            for (int q = 0; q < kPacks; ++q) {
+              const int64_t e = window.result + first + q * P::kLength;
+              access.template store<false>(pooled + e, best[q]);
+              access.store_codes(rows.code + e, code[q]);
+            }
           });
         });
         if constexpr (kFull) for_last_column(rows, c.count, [&](int64_t i, int64_t k) {
-          const A v = affine(to_acc(x[i]), static_cast<A>(c.scale[k]), static_cast<A>(c.shift[k]));
+          const A v = normalised(c, k, to_acc(x[i]));
           y[i] = from_acc<T>(kRelu && is_cut(v) ? A{0} : v);
         });
       });
@@ -466,7 +490,7 @@ void pool_reduce(const void* pdy, const void* px, const Rows& rows, const Channe
   using A = acc<T>;
   const T *dy = static_cast<const T*>(pdy), *x = static_cast<const T*>(px);
   const T* pooled = static_cast<const T*>(rows.pooled);
-  const Tables<T> t = backward_tables<T>(c, padded<T>(c.count), scratch);
+  const Tables<T> t = filled<T>(c, padded<T>(c.count), scratch);
   t.clear();
   with(c.relu, [&](auto relu) {
     constexpr bool kRelu = decltype(relu)::value;
@@ -474,27 +498,29 @@ void pool_reduce(const void* pdy, const void* px, const Rows& rows, const Channe
       constexpr bool kGiven = decltype(given)::value;
       int64_t steps = 0;
       for_windows(rows, c.count, [&](const Window& window) {
-        for_packs<T>(c.count, [&](int64_t e, auto access) {
-          Vector<A> v[4][P::kVectors], g[4][P::kVectors] = {}, from_pool[P::kVectors];
-          Mask<A> code[P::kVectors];
-          access.load(pooled + window.result + e, from_pool);
-          access.load_codes(rows.code + window.result + e, code);
-          for (int p = 0; p < 4; ++p) {
-            access.load(x + window.at[p] + e, v[p]);
-            if constexpr (kGiven) access.load(dy + window.at[p] + e, g[p]);
-          }
-          for (int k = 0; k < P::kVectors; ++k) {
-            const int64_t i = e + k * kLanes<A>;
-            const Vector<A> mean = at(t.mean, i);
-            Vector<A> sum{}, product{};
+        for_packs<T>(c.count, [&](int64_t first, auto access, auto packs) {
+          for (int64_t e = first; e < first + decltype(packs)::value * P::kLength; e += P::kLength) {
+            Vector<A> v[4][P::kVectors], g[4][P::kVectors] = {}, from_pool[P::kVectors];
+            Mask<A> code[P::kVectors];
+            access.load(pooled + window.result + e, from_pool);
+            access.load_codes(rows.code + window.result + e, code);
             for (int p = 0; p < 4; ++p) {
-              const Vector<A> all = at_position<A>(p, code[k], from_pool[k], g[p][k]);
-              const Vector<A> passed = passes<kRelu>(t, i, v[p][k], all);
-              sum += passed;
-              product += passed * (v[p][k] - mean);
+              access.load(x + window.at[p] + e, v[p]);
+              if constexpr (kGiven) access.load(dy + window.at[p] + e, g[p]);
             }
-            store_as(t.sums + i, at(t.sums, i) + sum);
-            store_as(t.sums + t.length + i, at(t.sums, t.length + i) + product);
+            for (int k = 0; k < P::kVectors; ++k) {
+              const int64_t i = e + k * kLanes<A>;
+              const Vector<A> mean = at(t.mean, i);
+              Vector<A> sum{}, product{};
+              for (int p = 0; p < 4; ++p) {
+                const Vector<A> all = at_position<A>(p, code[k], from_pool[k], g[p][k]);
+                const Vector<A> passed = passes<kRelu>(t, i, v[p][k], all);
+                sum += passed;
+                product += passed * (v[p][k] - mean);
+              }
+              store_as(t.sums + i, at(t.sums, i) + sum);
+              store_as(t.sums + t.length + i, at(t.sums, t.length + i) + product);
+            }
           }
         });
         if (++steps % kSteps == 0) t.flush();
@@ -527,33 +553,34 @@ void pool_backward(const void* pdy, const void* px, void* pdx, const Rows& rows,
   const T *dy = static_cast<const T*>(pdy), *x = static_cast<const T*>(px);
   const T* pooled = static_cast<const T*>(rows.pooled);
   T* dx = static_cast<T*>(pdx);
-  const Tables<T> t = backward_tables<T>(c, padded<T>(c.count), scratch);
-  if (c.slope) {
-    t.fill(t.slope, c.slope, c.count);
-    t.fill(t.offset, c.offset, c.count);
-  }
+  const Tables<T> t = filled<T>(c, padded<T>(c.count), scratch);
   with(c.relu, [&](auto relu) { with(c.slope == nullptr, [&](auto constant) {
     constexpr bool kRelu = decltype(relu)::value, kConstant = decltype(constant)::value;
     with(dy != nullptr, [&](auto given) {
       constexpr bool kGiven = decltype(given)::value;
       with(stream && is_aligned(dx) && c.count % P::kLength == 0, [&](auto streams) {
         for_windows(rows, c.count, [&](const Window& window) {
-          for_packs<T>(c.count, [&](int64_t e, auto access) {
-            Vector<A> from_pool[P::kVectors];
-            Mask<A> code[P::kVectors];
-            access.load(pooled + window.result + e, from_pool);
-            access.load_codes(rows.code + window.result + e, code);
+          for_packs<T>(c.count, [&](int64_t first, auto access, auto packs) {
+            constexpr int kPacks = decltype(packs)::value;
+            Vector<A> from_pool[kPacks][P::kVectors];
+            Mask<A> code[kPacks][P::kVectors];
+            for (int q = 0; q < kPacks; ++q) {
+              access.load(pooled + window.result + first + q * P::kLength, from_pool[q]);
+              access.load_codes(rows.code + window.result + first + q * P::kLength, code[q]);
+            }
             for (int p = 0; p < 4; ++p) {
-              Vector<A> v[P::kVectors], g[P::kVectors] = {};
-              access.load(x + window.at[p] + e, v);
-              if constexpr (kGiven) access.load(dy + window.at[p] + e, g);
-              for (int k = 0; k < P::kVectors; ++k) {
-                const int64_t i = e + k * kLanes<A>;
-                const Vector<A> all = at_position<A>(p, code[k], from_pool[k], g[k]);
-                const Vector<A> passed = passes<kRelu>(t, i, v[k], all);
-                v[k] = P::round(input_gradient<kConstant>(t, i, v[k], passed));
+              for (int q = 0; q < kPacks; ++q) {
+                const int64_t e = first + q * P::kLength;
+                Vector<A> v[P::kVectors], g[P::kVectors] = {};
+                access.load(x + window.at[p] + e, v);
+                if constexpr (kGiven) access.load(dy + window.at[p] + e, g);
+                for (int k = 0; k < P::kVectors; ++k) {
+                  const int64_t i = e + k * kLanes<A>;
+                  const Vector<A> all = at_position<A>(p, code[q][k], from_pool[q][k], g[k]);
+                  v[k] = P::round(input_gradient<kConstant>(t, i, v[k], passes<kRelu>(t, i, v[k], all)));
+                }
+                access.template store<decltype(streams)::value>(dx + window.at[p] + e, v);
               }
-              access.template store<decltype(streams)::value>(dx + window.at[p] + e, v);
             }
           });
         });
