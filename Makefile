@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PYTEST_ARGS ?=
 
-.PHONY: demo test test-packaging bench lint clean
+.PHONY: demo test test-extended test-packaging bench lint clean
 .DEFAULT_GOAL := demo
 
 # torch comes first and by name, so that nothing below pulls another build of it.
@@ -27,6 +27,10 @@ demo: $(VENV)/.installed
 
 test: $(VENV)/.installed
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+# The marker `hypothesis` is on every property test.
+test-extended: $(VENV)/.installed
+	ASEGNET_TEST_EXAMPLES=extended $(BIN)/python -m pytest -m "extended or hypothesis" $(PYTEST_ARGS)
 
 test-packaging: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet -e ".[test,packaging]"
