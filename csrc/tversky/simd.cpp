@@ -6,6 +6,7 @@
 #include "tversky/vector_math.h"
 
 #define INLINE inline __attribute__((always_inline))
+#define INLINE_LAMBDA __attribute__((always_inline))
 
 namespace asegnet::tversky {
 namespace {
@@ -43,6 +44,30 @@ struct Totals {
   }
 };
 
+template <auto kValue>
+struct Constant {
+  static constexpr auto value = kValue;
+};
+
+// The next block's labels, brought into the cache while the processor computes: they are read all at once, before
+// anything can be computed. Nothing where they do not lie side by side.
+struct Soon {
+  const char* data = nullptr;
+  int64_t label_bytes = 0;
+
+  static Soon labels(const Problem& p, int64_t image, int64_t begin) {
+    const Target& t = p.target;
+    if (p.pixels.axes != 1 || t.strides[0] != 1) return {};
+    const int64_t bytes = t.type == kInt64 ? 8 : t.type == kInt32 ? 4 : t.type == kInt16 ? 2 : 1;
+    return {static_cast<const char*>(t.data) + (image * t.image_stride + begin) * bytes, bytes};
+  }
+  template <class T, int kVectors>
+  INLINE void prefetch(int64_t i) const {
+    constexpr int kLongest = kVectors * kLanes<T> * 8;
+    for (int line = 0; line < (kLongest + 63) / 64; ++line) __builtin_prefetch(data + i * label_bytes + line * 64);
+  }
+};
+
 constexpr bool has_tp(Rows rows) { return rows != kCrossEntropyRows; }
 constexpr bool has_errors(Rows rows) { return rows == kTverskyRows || rows == kAllRows; }
 constexpr bool has_count(Rows rows) { return rows != kTverskyRows; }
@@ -58,12 +83,21 @@ struct Binary {
   V d, e;          // e = exp(-|d|)
   V large, small;  // the two probabilities
 
-  INLINE explicit Binary(const V (&z)[2]) : d(z[1] - z[0]) {
-    const V top = z[0] > z[1] ? z[0] : z[1];
-    // 0 times an infinite logit is NaN, as softmax of it is; a difference that overflows is a sure prediction.
-    e = exp_nonpositive(bits<V>(bits<I>(d) | sign()) + top * T{0}, T{});
-    large = T{1} / (T{1} + e);
-    small = e * large;
+  template <int kCount>
+  static INLINE void of(const V (&z)[kCount][2], Binary (&b)[kCount]) {
+    V e[kCount];
+    for (int u = 0; u < kCount; ++u) {
+      const V top = z[u][0] > z[u][1] ? z[u][0] : z[u][1];
+      b[u].d = z[u][1] - z[u][0];
+      // 0 times an infinite logit is NaN, as softmax of it is; a difference that overflows is a sure prediction.
+      e[u] = bits<V>(bits<I>(b[u].d) | sign()) + top * T{0};
+    }
+    exp_nonpositive(e, T{});
+    for (int u = 0; u < kCount; ++u) {
+      b[u].e = e[u];
+      b[u].large = T{1} / (T{1} + e[u]);
+      b[u].small = e[u] * b[u].large;
+    }
   }
   static INLINE I sign() { return bits<I>(-V{}); }
 
@@ -78,18 +112,23 @@ struct Binary {
   }
 };
 
+// Calls step(i, the number of vectors as a type) until `padded` pixels are done: kTogether vectors at a time, then one.
+template <class T, int kTogether, class F>
+INLINE void for_vectors(int64_t padded, F step) {
+  int64_t i = 0;
+  for (; i + kTogether * kLanes<T> <= padded; i += kTogether * kLanes<T>) step(i, Constant<kTogether>{});
+  for (; i < padded; i += kLanes<T>) step(i, Constant<1>{});
+}
+constexpr int kTogether = 2;
+
 template <class A, Rows kRows>
-void binary_sums(A x, const Int<typename A::T>* label, int64_t padded, Totals<typename A::T> totals) {
+void binary_sums(A x, const Int<typename A::T>* label, int64_t padded, Totals<typename A::T> totals, Soon soon) {
   using T = typename A::T;
   using V = Vec<T>;
   using I = IntVec<T>;
   V tp0{}, tp1{}, cross0{}, cross1{}, p20{}, p21{}, ce0{}, ce1{};
   I n0{}, n1{};
-  for (int64_t i = 0; i < padded; i += kLanes<T>) {
-    V z[2];
-    x.load(i, z);
-    const I t = A::template order<2>(load_as<I>(label + i));
-    const Binary<T> b(z);
+  const auto add_pixels = [&](I t, const Binary<T>& b) INLINE_LAMBDA {
     const I is0 = t == 0, is1 = t == 1;
     if constexpr (has_tp(kRows)) {
       tp0 += keep<T>(is0, b.p0());
@@ -113,7 +152,16 @@ void binary_sums(A x, const Int<typename A::T>* label, int64_t padded, Totals<ty
       ce0 += keep<T>(is0, ce);
       ce1 += keep<T>(is1, ce);
     }
-  }
+  };
+  for_vectors<T, kTogether>(padded, [&](int64_t i, auto together) INLINE_LAMBDA {
+    constexpr int kCount = decltype(together)::value;
+    V z[kCount][2];
+    Binary<T> b[kCount];
+    for (int u = 0; u < kCount; ++u) x.load(i + u * kLanes<T>, z[u]);
+    soon.template prefetch<T, kCount>(i);
+    Binary<T>::of(z, b);
+    for (int u = 0; u < kCount; ++u) add_pixels(A::template order<2>(load_as<I>(label + i + u * kLanes<T>)), b[u]);
+  });
   const auto add = [&](int row, auto first, auto second) {
     totals.add(row, 0, first);
     totals.add(row, 1, second);
@@ -127,7 +175,7 @@ void binary_sums(A x, const Int<typename A::T>* label, int64_t padded, Totals<ty
 }
 
 template <class A, Rows kRows>
-void binary_gradient_block(A x, const Int<typename A::T>* label, int64_t padded, const double* k, A out) {
+void binary_gradient_block(A x, const Int<typename A::T>* label, int64_t padded, const double* k, A out, Soon soon) {
   using T = typename A::T;
   using V = Vec<T>;
   using I = IntVec<T>;
@@ -137,11 +185,8 @@ void binary_gradient_block(A x, const Int<typename A::T>* label, int64_t padded,
   const V slope1 = all(static_cast<T>((at(TP, 1) - at(FN, 1)) - at(FP, 0)));
   const V square0 = all(static_cast<T>(2 * at(SUM_P2, 0))), square1 = all(static_cast<T>(2 * at(SUM_P2, 1)));
   const V ce0 = all(static_cast<T>(at(CE, 0))), ce1 = all(static_cast<T>(-at(CE, 1)));
-  for (int64_t i = 0; i < padded; i += kLanes<T>) {
-    V z[2];
-    x.load(i, z);
+  const auto write_pixels = [&](int64_t i, const Binary<T>& b) INLINE_LAMBDA {
     const I t = A::template order<2>(load_as<I>(label + i));
-    const Binary<T> b(z);
     const I is1 = t == 1;
     V g{};
     if constexpr (has_tp(kRows)) {
@@ -153,7 +198,16 @@ void binary_gradient_block(A x, const Int<typename A::T>* label, int64_t padded,
     g = keep<T>(t >= 0, g);
     const V both[2] = {-g, g};
     out.store(i, both);
-  }
+  };
+  for_vectors<T, kTogether>(padded, [&](int64_t i, auto together) INLINE_LAMBDA {
+    constexpr int kCount = decltype(together)::value;
+    V z[kCount][2];
+    Binary<T> b[kCount];
+    for (int u = 0; u < kCount; ++u) x.load(i + u * kLanes<T>, z[u]);
+    soon.template prefetch<T, kCount>(i);
+    Binary<T>::of(z, b);
+    for (int u = 0; u < kCount; ++u) write_pixels(i + u * kLanes<T>, b[u]);
+  });
 }
 
 // ---- any number of classes ----------------------------------------------------------------------------------
@@ -192,10 +246,13 @@ struct Softmax {
   }
   INLINE void normalise(int64_t classes) {
     total = V{};
-    for (int64_t c = 0; c < classes; ++c) {
-      e[c] = exp_nonpositive(e[c] - max, T{});  // NaN where the largest is infinite, as softmax is
-      total += e[c];
+    for (int64_t c = 0; c < classes; ++c) e[c] = e[c] - max;  // NaN where the largest is infinite, as softmax is
+    if constexpr (kClasses > 0) {
+      exp_nonpositive(e.values, T{});
+    } else {
+      for (int64_t c = 0; c < classes; ++c) exp_nonpositive(reinterpret_cast<V(&)[1]>(e[c]), T{});
     }
+    for (int64_t c = 0; c < classes; ++c) total += e[c];
     inverse = T{1} / total;
   }
   // Sum of e without the label's: 1 - p would cancel for a sure prediction.
@@ -208,7 +265,7 @@ struct Softmax {
 
 template <class A, Rows kRows, int kClasses>
 void general_sums(A x, const Int<typename A::T>* label, int64_t padded, int64_t classes_in,
-                  Totals<typename A::T> totals, Vec<typename A::T>* lanes) {
+                  Totals<typename A::T> totals, Vec<typename A::T>* lanes, Soon soon) {
   using T = typename A::T;
   using V = Vec<T>;
   using I = IntVec<T>;
@@ -220,6 +277,7 @@ void general_sums(A x, const Int<typename A::T>* label, int64_t padded, int64_t 
     const I t = A::template order<kClasses ? kClasses : 1>(load_as<I>(label + i));
     const I valid = t >= 0;
     Softmax<A, kClasses> s(x, i, classes, lanes);
+    soon.template prefetch<T, 1>(i);
     V z_label{};
     if constexpr (has_ce(kRows)) {
       for (int64_t c = 0; c < classes; ++c) z_label = t == static_cast<Int<T>>(c) ? s.e[c] : z_label;
@@ -256,7 +314,7 @@ void general_sums(A x, const Int<typename A::T>* label, int64_t padded, int64_t 
 
 template <class A, Rows kRows, int kClasses>
 void general_gradient_block(A x, const Int<typename A::T>* label, int64_t padded, int64_t classes_in,
-                            const double* k, A out, Vec<typename A::T>* lanes) {
+                            const double* k, A out, Vec<typename A::T>* lanes, Soon soon) {
   using T = typename A::T;
   using V = Vec<T>;
   using I = IntVec<T>;
@@ -275,6 +333,7 @@ void general_gradient_block(A x, const Int<typename A::T>* label, int64_t padded
     const I t = A::template order<kClasses ? kClasses : 1>(load_as<I>(label + i));
     const I valid = t >= 0;
     Softmax<A, kClasses> s(x, i, classes, lanes);
+    soon.template prefetch<T, 1>(i);
     s.normalise(classes);
     V slope_top{}, k_label{}, miss{}, mean{};
     if constexpr (has_ce(kRows)) {
@@ -334,11 +393,6 @@ int64_t padded_size(int64_t count) {
   return (count + kLanes<T> - 1) / kLanes<T> * kLanes<T>;
 }
 
-template <auto kValue>
-struct Constant {
-  static constexpr auto value = kValue;
-};
-
 template <class F>
 INLINE void with_rows(Rows rows, F f) {
   switch (rows) {
@@ -390,9 +444,10 @@ INLINE bool for_blocks(const Problem& p, const Logits* grad, int64_t image, int6
   for (int64_t at = begin; at < end; at += block) {
     const int64_t count = end - at < block ? end - at : block, padded = padded_size<acc_t<S>>(count);
     undefined |= read_labels(p, image, at, count, padded, scratch.labels);
+    const Soon soon = at + block < end ? Soon::labels(p, image, at + block) : Soon{};
     with_rows(p.rows, [&](auto rows) {
       with_access<S>(p, grad, image, at, count, scratch,
-                     [&](auto x, auto out, auto classes) { f(rows, x, out, classes, padded); });
+                     [&](auto x, auto out, auto classes) { f(rows, x, out, classes, padded, soon); });
     });
   }
   return !undefined;
@@ -404,13 +459,13 @@ bool sums(const Problem& p, int64_t image, int64_t begin, int64_t end, double* s
   const Totals<acc_t<S>> totals{scratch.totals, p.classes()};
   totals.clear();
   const bool defined = for_blocks<S>(
-      p, nullptr, image, begin, end, scratch, [&](auto rows, auto x, auto, auto classes, int64_t padded) {
+      p, nullptr, image, begin, end, scratch, [&](auto rows, auto x, auto, auto classes, int64_t padded, Soon soon) {
         constexpr Rows kRows = decltype(rows)::value;
         constexpr int kClasses = decltype(classes)::value;
         if constexpr (kClasses == 2) {
-          binary_sums<decltype(x), kRows>(x, scratch.labels, padded, totals);
+          binary_sums<decltype(x), kRows>(x, scratch.labels, padded, totals, soon);
         } else {
-          general_sums<decltype(x), kRows, kClasses>(x, scratch.labels, padded, p.channels, totals, scratch.lanes);
+          general_sums<decltype(x), kRows, kClasses>(x, scratch.labels, padded, p.channels, totals, scratch.lanes, soon);
         }
       });
   totals.add_to(sums);
@@ -422,14 +477,14 @@ bool gradient(const Problem& p, const Logits& grad, int64_t image, int64_t begin
               const double* coefficients, void* memory) {
   const Scratch<acc_t<S>> scratch(memory, p.classes());
   return for_blocks<S>(
-      p, &grad, image, begin, end, scratch, [&](auto rows, auto x, auto out, auto classes, int64_t padded) {
+      p, &grad, image, begin, end, scratch, [&](auto rows, auto x, auto out, auto classes, int64_t padded, Soon soon) {
         constexpr Rows kRows = decltype(rows)::value;
         constexpr int kClasses = decltype(classes)::value;
         if constexpr (kClasses == 2) {
-          binary_gradient_block<decltype(x), kRows>(x, scratch.labels, padded, coefficients, out);
+          binary_gradient_block<decltype(x), kRows>(x, scratch.labels, padded, coefficients, out, soon);
         } else {
           general_gradient_block<decltype(x), kRows, kClasses>(x, scratch.labels, padded, p.channels, coefficients,
-                                                               out, scratch.lanes);
+                                                               out, scratch.lanes, soon);
         }
       });
 }
