@@ -50,14 +50,14 @@ struct Constant {
 };
 
 // The next block's labels, brought into the cache while the processor computes: they are read all at once, before
-// anything can be computed. Nothing where they do not lie side by side.
+// anything can be computed. Where they do not lie side by side, or there is no next block, `data` is scratch.
 struct Soon {
-  const char* data = nullptr;
-  int64_t label_bytes = 0;
+  const char* data;
+  int64_t label_bytes;
 
+  static bool fits(const Problem& p) { return p.pixels.axes == 1 && p.target.strides[0] == 1; }
   static Soon labels(const Problem& p, int64_t image, int64_t begin) {
     const Target& t = p.target;
-    if (p.pixels.axes != 1 || t.strides[0] != 1) return {};
     const int64_t bytes = t.type == kInt64 ? 8 : t.type == kInt32 ? 4 : t.type == kInt16 ? 2 : 1;
     return {static_cast<const char*>(t.data) + (image * t.image_stride + begin) * bytes, bytes};
   }
@@ -175,7 +175,8 @@ void binary_sums(A x, const Int<typename A::T>* label, int64_t padded, Totals<ty
 }
 
 template <class A, Rows kRows>
-void binary_gradient_block(A x, const Int<typename A::T>* label, int64_t padded, const double* k, A out, Soon soon) {
+void binary_gradient_block(A x, const Int<typename A::T>* label, int64_t padded, const double* k, A out,
+                           Soon soon) {
   using T = typename A::T;
   using V = Vec<T>;
   using I = IntVec<T>;
@@ -444,7 +445,8 @@ INLINE bool for_blocks(const Problem& p, const Logits* grad, int64_t image, int6
   for (int64_t at = begin; at < end; at += block) {
     const int64_t count = end - at < block ? end - at : block, padded = padded_size<acc_t<S>>(count);
     undefined |= read_labels(p, image, at, count, padded, scratch.labels);
-    const Soon soon = at + block < end ? Soon::labels(p, image, at + block) : Soon{};
+    const Soon soon = at + block < end && Soon::fits(p) ? Soon::labels(p, image, at + block)
+                                                        : Soon{reinterpret_cast<const char*>(scratch.labels), 0};
     with_rows(p.rows, [&](auto rows) {
       with_access<S>(p, grad, image, at, count, scratch,
                      [&](auto x, auto out, auto classes) { f(rows, x, out, classes, padded, soon); });
