@@ -467,7 +467,8 @@ bool sums(const Problem& p, int64_t image, int64_t begin, int64_t end, double* s
         if constexpr (kClasses == 2) {
           binary_sums<decltype(x), kRows>(x, scratch.labels, padded, totals, soon);
         } else {
-          general_sums<decltype(x), kRows, kClasses>(x, scratch.labels, padded, p.channels, totals, scratch.lanes, soon);
+          general_sums<decltype(x), kRows, kClasses>(x, scratch.labels, padded, p.channels, totals, scratch.lanes,
+                                                     soon);
         }
       });
   totals.add_to(sums);
