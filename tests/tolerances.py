@@ -14,3 +14,8 @@ ROUNDOFF = {torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}
 #: A whole network, all its gradients and running statistics against plain PyTorch, relative to each result's
 #: largest magnitude: batch normalisation and the gate add in another order. The most that was seen is NETWORK_SEEN.
 NETWORK = {torch.float32: 2e-4, torch.float64: 1e-12}
+
+#: The losses against float64, published in benchmarks/results/0.1.0/loss-error.md: the value relative to itself,
+#: the gradient relative to its largest entry. Sums are float32 for every dtype; a half gradient is rounded once.
+LOSS_VALUE = {torch.float32: 2e-6, torch.bfloat16: 2e-6, torch.float16: 2e-6}
+LOSS_GRADIENT = {torch.float32: 5e-6, torch.bfloat16: 2.0**-8, torch.float16: 2.0**-10}

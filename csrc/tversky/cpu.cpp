@@ -150,10 +150,9 @@ struct Geometry {
 }
 
 // (logits [N, C, *spatial], target [N, *spatial]) -> sums [6, N, classes]
-Tensor sum_regions(const Tensor& logits, const Tensor& target, std::optional<int64_t> ignore, bool p2, bool ce) {
+Tensor sum_regions(const Tensor& logits, const Tensor& target, std::optional<int64_t> ignore, Rows rows) {
   Geometry g(logits, target, ignore, nullptr);
-  g.problem.want_p2 = p2;
-  g.problem.want_ce = ce;
+  g.problem.rows = rows;
   const auto kernel = kernels().sums[float_of(logits, "logits")];
   const int64_t classes = g.problem.classes(), row = g.images * classes;
   Tensor sums = empty_dense({ROWS, g.images, classes}, sums_type(logits), logits);
@@ -194,14 +193,11 @@ Tensor differentiate(const Tensor& coefficients_in, double scale, const Tensor& 
         for (int64_t c = 0; c < classes; ++c)
           k[(image * ROWS + r) * classes + c] = scale * static_cast<double>(p[r * row + image * classes + c]);
   });
-  const auto any = [&](int64_t r) {
-    for (int64_t image = 0; image < g.images; ++image)
-      for (int64_t c = 0; c < classes; ++c)
-        if (k[(image * ROWS + r) * classes + c] != 0) return true;
-    return false;
-  };
-  g.problem.want_p2 = any(SUM_P2);
-  g.problem.want_ce = any(CE);
+  bool used[ROWS] = {};
+  for (size_t i = 0; i < k.size(); ++i) used[i / classes % ROWS] |= k[i] != 0;
+  const bool errors = used[TP] || used[FP] || used[FN];
+  g.problem.rows = used[CE] ? (errors || used[SUM_P2] ? kAllRows : kCrossEntropyRows)
+                            : (used[SUM_P2] ? kGeneralizedRows : kTverskyRows);
   std::atomic<bool> undefined{false};
   g.for_chunks([&](int64_t image, int64_t, int64_t begin, int64_t end, void* scratch) {
     if (!kernel(g.problem, g.grad, image, begin, end, k.data() + image * ROWS * classes, scratch)) undefined = true;
@@ -211,7 +207,7 @@ Tensor differentiate(const Tensor& coefficients_in, double scale, const Tensor& 
 }
 
 Tensor region_sums(const Tensor& logits, const Tensor& target, std::optional<int64_t> ignore_index) {
-  return sum_regions(logits, target, ignore_index, true, true);
+  return sum_regions(logits, target, ignore_index, kAllRows);
 }
 
 Tensor region_sums_backward(const Tensor& grad_sums, const Tensor& logits, const Tensor& target,
@@ -222,6 +218,14 @@ Tensor region_sums_backward(const Tensor& grad_sums, const Tensor& logits, const
 Kind kind_of(int64_t kind) {
   check(kind >= 0 && kind < KINDS, "kind", "0..3", kind);
   return static_cast<Kind>(kind);
+}
+
+Rows rows_of(Kind kind) {
+  switch (kind) {
+    case GENERALIZED_DICE: return kGeneralizedRows;
+    case CROSS_ENTROPY: return kCrossEntropyRows;
+    default: return kTverskyRows;
+  }
 }
 
 // sums [6, N, classes] -> (loss, d loss / d sums)
@@ -268,8 +272,7 @@ std::tuple<Tensor, Tensor> loss_from_sums(const Tensor& sums_in, std::optional<T
 std::tuple<Tensor, Tensor> region_loss(const Tensor& logits, const Tensor& target, std::optional<Tensor> weight,
                                        std::optional<int64_t> ignore_index, int64_t kind, double alpha, double beta,
                                        double gamma, double eps, bool pool_batch, bool include_background) {
-  const Tensor sums =
-      sum_regions(logits, target, ignore_index, kind == GENERALIZED_DICE, kind == CROSS_ENTROPY);
+  const Tensor sums = sum_regions(logits, target, ignore_index, rows_of(kind_of(kind)));
   return loss_from_sums(sums, weight, kind, alpha, beta, gamma, eps, pool_batch, include_background);
 }
 

@@ -32,12 +32,20 @@ struct Target {
   int64_t ignore;
 };
 
+// The rows of sums that a loss needs; for a gradient, those whose coefficients are not all zero.
+enum Rows {
+  kTverskyRows,       // TP, FP, FN; also the literal Dice
+  kGeneralizedRows,   // TP, COUNT, SUM_P2
+  kCrossEntropyRows,  // COUNT, CE
+  kAllRows
+};
+
 struct Problem {
   int64_t channels;  // C; one channel z stands for the two classes of softmax over (0, z)
   Pixels pixels;
   Logits logits;
   Target target;
-  bool want_p2, want_ce;  // whether those rows are summed, or have a gradient
+  Rows rows;  // the others stay zero
 
   int64_t classes() const { return channels == 1 ? 2 : channels; }
 };
@@ -49,7 +57,7 @@ inline int64_t scratch_bytes(int64_t classes);
 constexpr int64_t kBlock = 512;
 inline int64_t block_pixels(int64_t classes) { return classes <= 16 ? kBlock : kBlock / 8; }
 inline int64_t scratch_bytes(int64_t classes) {
-  const int64_t per_class = 2 * block_pixels(classes) * 8 /* planes */ + 8 * 64 /* lanes: e, dp, six sums */;
+  const int64_t per_class = 2 * block_pixels(classes) * 8 /* planes */ + 8 * 64 /* lanes */ + 6 * 128 /* totals */;
   return kBlock * 8 /* labels */ + classes * per_class;
 }
 

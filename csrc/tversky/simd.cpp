@@ -1,236 +1,78 @@
-// One pass over logits and labels, softmax in registers, a block of pixels at a time: labels are checked and
-// widened, logits are read in place where they are dense and of the type of the sums, else copied into planes.
+// One pass over logits and labels with softmax in registers, a block of pixels at a time: labels are checked and
+// narrowed first, logits are read where they lie in the usual layouts, else copied into planes.
 // Bytes: forward reads C elements and a label per pixel; backward reads the same and writes C elements.
-#include "tversky/kernels.h"
-
-#include <cmath>
-
-#include "common/vector.h"
+#include "tversky/blocks.h"
 #include "tversky/math.h"
+#include "tversky/vector_math.h"
 
 #define INLINE inline __attribute__((always_inline))
+#define INLINE_LAMBDA __attribute__((always_inline))
 
 namespace asegnet::tversky {
 namespace {
 
 template <class T>
-using Vec = Vector<T>;
-template <class T>
-using IntVec = Mask<T>;
-template <class T>
-using Int = typename Lane<T>::Integer;
-
-template <class To, class From>
-INLINE To bits(From v) {
-  static_assert(sizeof(To) == sizeof(From));
-  To r;
-  __builtin_memcpy(&r, &v, sizeof(To));
-  return r;
-}
-template <class T>
-INLINE Vec<T> all(T v) {
-  return v - Vec<T>{};
-}
-template <class T>
-INLINE double total(Vec<T> v) {
-  double sum = 0;
-  for (int64_t i = 0; i < kLanes<T>; ++i) sum += static_cast<double>(v[i]);
-  return sum;
-}
-
-// exp(x) for x <= 0; below e^-87 zero, NaN stays NaN. 2^n (1 + r + r^2 q(r)), relative error 1e-7.
-INLINE Vec<float> exp_nonpositive(Vec<float> x, float) {
-  using V = Vec<float>;
-  using I = IntVec<float>;
-  const auto tiny = x < -87.0f;
-  const V y = tiny ? all(-87.0f) : x;
-  const V shifted = y * 1.44269504f + 12582912.0f;  // 1.5 * 2^23: rounds, and leaves n in the low bits
-  const V n = shifted - 12582912.0f;
-  const V r = (y - n * 0.693145752f) - n * 1.42860677e-6f;
-  V q = r * 0.0013814613f + 0.00836871f;
-  q = q * r + 0.04166839f;
-  q = q * r + 0.16666521f;
-  q = q * r + 0.49999994f;
-  const V scale = bits<V>((bits<I>(shifted) << 23) + 0x3f800000);
-  const V e = (q * (r * r) + r + 1.0f) * scale;
-  return tiny ? V{} : e;
-}
-
-// log(1 + y) for y >= 0: 1 + y = 2^k (1 + f), f in [-1/4, 1/2), log(1 + f) = 2 atanh(f / (2 + f)).
-INLINE Vec<float> log1p_nonnegative(Vec<float> y, float) {
-  using V = Vec<float>;
-  using I = IntVec<float>;
-  const I k = (bits<I>(1.0f + y) - 0x3f400000) >> 23;
-  const V scale = bits<V>((127 - k) << 23);
-  const V f = y * scale + (scale - 1.0f);
-  const V s = f / (f + 2.0f);
-  const V t = s * s;
-  V q = t * 0.15180284f + 0.19978912f;
-  q = q * t + 0.33333474f;
-  return __builtin_convertvector(k, V) * 0.693147181f + 2.0f * (s * t * q + s);
-}
-
-// float64 is for checking gradients; it takes the C library's functions.
-INLINE Vec<double> exp_nonpositive(Vec<double> x, double) {
-  for (int64_t i = 0; i < kLanes<double>; ++i) x[i] = std::exp(x[i]);
-  return x;
-}
-INLINE Vec<double> log1p_nonnegative(Vec<double> y, double) {
-  for (int64_t i = 0; i < kLanes<double>; ++i) y[i] = std::log1p(y[i]);
-  return y;
-}
-
-// ---- blocks: from strided memory into planes, and back ------------------------------------------------------
-
-// Calls run(offset, at, count) for each piece of the pixels [begin, end) that one innermost row holds.
-template <class F>
-INLINE void for_rows(const Pixels& pixels, const int64_t* strides, int64_t begin, int64_t end, F run) {
-  const int64_t last = pixels.axes - 1, row = pixels.sizes[last];
-  for (int64_t at = begin; at < end;) {
-    const int64_t column = at % row;
-    int64_t rest = at / row, offset = column * strides[last];
-    for (int64_t axis = last - 1; axis >= 0; --axis) {
-      offset += rest % pixels.sizes[axis] * strides[axis];
-      rest /= pixels.sizes[axis];
-    }
-    const int64_t count = row - column < end - at ? row - column : end - at;
-    run(offset, at - begin, count);
-    at += count;
-  }
-}
-
-template <class S, class T>
-INLINE void read_row(const S* __restrict from, int64_t stride, T* __restrict to, int64_t count) {
-  if (stride == 1) {
-    for (int64_t i = 0; i < count; ++i) to[i] = to_acc(from[i]);
-  } else if (stride == 2) {  // channels_last of two classes
-    for (int64_t i = 0; i < count; ++i) to[i] = to_acc(from[2 * i]);
-  } else {
-    for (int64_t i = 0; i < count; ++i) to[i] = to_acc(from[i * stride]);
-  }
-}
-
-template <class S, class T>
-INLINE void write_row(const T* __restrict from, S* __restrict to, int64_t stride, int64_t count) {
-  if (stride == 1) {
-    for (int64_t i = 0; i < count; ++i) to[i] = from_acc<S>(from[i]);
-  } else {
-    for (int64_t i = 0; i < count; ++i) to[i * stride] = from_acc<S>(from[i]);
-  }
-}
-
-template <class S, class T>
-INLINE void write_pairs(const T* __restrict first, const T* __restrict second, S* __restrict to, int64_t count) {
-  for (int64_t i = 0; i < count; ++i) {
-    to[2 * i] = from_acc<S>(first[i]);
-    to[2 * i + 1] = from_acc<S>(second[i]);
-  }
-}
-
-// The label where it is a class that counts, else -1. Returns whether a label was undefined.
-template <class L, class I>
-INLINE bool read_label_row(const L* __restrict from, int64_t stride, I* __restrict to, int64_t count,
-                           int64_t classes, bool has_ignore, int64_t ignore) {
-  // An ignore_index the label type cannot hold matches no label.
-  const bool can_ignore = has_ignore && static_cast<int64_t>(static_cast<L>(ignore)) == ignore;
-  const L ignored = static_cast<L>(ignore);
-  const auto read = [&](int64_t step) {
-    I undefined = 0;
-    for (int64_t i = 0; i < count; ++i) {
-      const L label = from[i * step];
-      const bool skip = can_ignore & (label == ignored);
-      const bool known = (label >= 0) & (static_cast<uint64_t>(label) < static_cast<uint64_t>(classes));
-      undefined |= static_cast<I>(!(known | skip));
-      to[i] = known & !skip ? static_cast<I>(label) : I{-1};
-    }
-    return undefined != 0;
-  };
-  return stride == 1 ? read(1) : read(stride);
-}
-
-// Reads `count` labels from pixel `begin` on, and pads with -1 up to `padded`.
-template <class I>
-bool read_labels(const Problem& p, int64_t image, int64_t begin, int64_t count, int64_t padded, I* labels) {
-  const Target& t = p.target;
-  bool undefined = false;
-  const auto read = [&]<class L>(const L* data) {
-    for_rows(p.pixels, t.strides, begin, begin + count, [&](int64_t offset, int64_t at, int64_t n) {
-      undefined |= read_label_row(data + image * t.image_stride + offset, t.strides[p.pixels.axes - 1],
-                                  labels + at, n, p.classes(), t.has_ignore, t.ignore);
-    });
-  };
-  switch (t.type) {
-    case kUInt8: read(static_cast<const uint8_t*>(t.data)); break;
-    case kInt8: read(static_cast<const int8_t*>(t.data)); break;
-    case kInt16: read(static_cast<const int16_t*>(t.data)); break;
-    case kInt32: read(static_cast<const int32_t*>(t.data)); break;
-    case kInt64: read(static_cast<const int64_t*>(t.data)); break;
-  }
-  for (int64_t i = count; i < padded; ++i) labels[i] = I{-1};
-  return undefined;
-}
-
-template <class A, class B>
-inline constexpr bool kSame = false;
-template <class A>
-inline constexpr bool kSame<A, A> = true;
-
-// Planes of T, one per channel, `stride` apart.
-template <class T>
-struct Planes {
-  T* data;
-  int64_t stride;
-  T* operator[](int64_t c) const { return data + c * stride; }
+struct WideLane {  // as many doubles as a vector of T has lanes
+  typedef Vec<double> Vector;
+};
+template <>
+struct WideLane<float> {
+  typedef double Vector __attribute__((vector_size(2 * kVectorBytes)));
 };
 
-// Whether a block of `count` pixels can be used where it lies.
-template <class S, class T>
-INLINE bool in_place(const Problem& p, const Logits& x, int64_t count) {
-  return kSame<S, T> && p.channels > 1 && p.pixels.axes == 1 && x.strides[0] == 1 && count % kLanes<T> == 0;
-}
+// Sums of lanes over the blocks of a chunk; in double, lane by lane.
+template <class T>
+struct Totals {
+  using Wide = typename WideLane<T>::Vector;
+  double* memory;  // [rows][classes][lanes]
+  int64_t classes;
 
-// The logits of `count` pixels; in `buffer`, padded with 0, where they cannot be used in place.
-template <class S, class T>
-Planes<T> read_logits(const Problem& p, int64_t image, int64_t begin, int64_t count, int64_t padded, T* buffer) {
-  const Logits& x = p.logits;
-  S* const base = static_cast<S*>(x.data) + image * x.image_stride;
-  if constexpr (kSame<S, T>) {
-    if (in_place<S, T>(p, x, count)) return {base + begin, x.channel_stride};
+  INLINE void add(int row, int64_t c, Vec<T> v) const {
+    double* const at = memory + (row * classes + c) * kLanes<T>;
+    store_as(at, load_as<Wide>(at) + __builtin_convertvector(v, Wide));
   }
-  const Planes<T> planes{buffer, block_pixels(p.classes())};
-  T* const first = p.channels == 1 ? planes[1] : planes[0];
-  for (int64_t c = 0; c < p.channels; ++c) {
-    T* const plane = first + c * planes.stride;
-    for_rows(p.pixels, x.strides, begin, begin + count, [&](int64_t offset, int64_t at, int64_t n) {
-      read_row(base + c * x.channel_stride + offset, x.strides[p.pixels.axes - 1], plane + at, n);
-    });
-    for (int64_t i = count; i < padded; ++i) plane[i] = 0;
+  INLINE void add(int row, int64_t c, IntVec<T> v) const {
+    double* const at = memory + (row * classes + c) * kLanes<T>;
+    store_as(at, load_as<Wide>(at) + __builtin_convertvector(v, Wide));
   }
-  if (p.channels == 1) {
-    for (int64_t i = 0; i < padded; ++i) planes[0][i] = 0;
+  void clear() const {
+    for (int64_t i = 0; i < ROWS * classes * kLanes<T>; ++i) memory[i] = 0;
   }
-  return planes;
-}
+  void add_to(double* sums) const {
+    for (int64_t k = 0; k < ROWS * classes; ++k)
+      for (int64_t lane = 0; lane < kLanes<T>; ++lane) sums[k] += memory[k * kLanes<T> + lane];
+  }
+};
 
-template <class S, class T>
-void write_gradient(const Problem& p, const Logits& x, int64_t image, int64_t begin, int64_t count,
-                    Planes<T> planes) {
-  S* const base = static_cast<S*>(x.data) + image * x.image_stride;
-  const int64_t step = x.strides[p.pixels.axes - 1];
-  if (p.channels == 2 && x.channel_stride == 1 && step == 2) {  // channels_last: whole pairs, side by side
-    for_rows(p.pixels, x.strides, begin, begin + count, [&](int64_t offset, int64_t at, int64_t n) {
-      write_pairs(planes[0] + at, planes[1] + at, base + offset, n);
-    });
-    return;
+template <auto kValue>
+struct Constant {
+  static constexpr auto value = kValue;
+};
+
+// The next block's labels, brought into the cache while the processor computes: they are read all at once, before
+// anything can be computed. Where they do not lie side by side, or there is no next block, `data` is scratch.
+struct Soon {
+  const char* data;
+  int64_t label_bytes;
+
+  static bool fits(const Problem& p) { return p.pixels.axes == 1 && p.target.strides[0] == 1; }
+  static Soon labels(const Problem& p, int64_t image, int64_t begin) {
+    const Target& t = p.target;
+    const int64_t bytes = t.type == kInt64 ? 8 : t.type == kInt32 ? 4 : t.type == kInt16 ? 2 : 1;
+    return {static_cast<const char*>(t.data) + (image * t.image_stride + begin) * bytes, bytes};
   }
-  const T* const first = p.channels == 1 ? planes[1] : planes[0];
-  for (int64_t c = 0; c < p.channels; ++c) {
-    const T* const plane = first + c * planes.stride;
-    for_rows(p.pixels, x.strides, begin, begin + count, [&](int64_t offset, int64_t at, int64_t n) {
-      write_row(plane + at, base + c * x.channel_stride + offset, step, n);
-    });
+  template <class T, int kVectors>
+  INLINE void prefetch(int64_t i) const {
+    constexpr int kLongest = kVectors * kLanes<T> * 8;
+    for (int line = 0; line < (kLongest + 63) / 64; ++line) __builtin_prefetch(data + i * label_bytes + line * 64);
   }
-}
+};
+
+constexpr bool has_tp(Rows rows) { return rows != kCrossEntropyRows; }
+constexpr bool has_errors(Rows rows) { return rows == kTverskyRows || rows == kAllRows; }
+constexpr bool has_count(Rows rows) { return rows != kTverskyRows; }
+constexpr bool has_p2(Rows rows) { return rows == kGeneralizedRows || rows == kAllRows; }
+constexpr bool has_ce(Rows rows) { return rows == kCrossEntropyRows || rows == kAllRows; }
 
 // ---- two classes: one exp per pixel -------------------------------------------------------------------------
 
@@ -238,61 +80,104 @@ template <class T>
 struct Binary {
   using V = Vec<T>;
   using I = IntVec<T>;
-  V d, e, p0, p1;  // e = exp(-|d|)
+  V d, e;          // e = exp(-|d|)
+  V large, small;  // the two probabilities
 
-  INLINE Binary(V z0, V z1) : d(z1 - z0) {
-    const I positive = d >= T{0};
-    const V top = positive ? z1 : z0;  // its difference from itself is NaN where it is infinite, as softmax is
-    e = exp_nonpositive((positive ? -d : d) + (top - top), T{});
-    const V large = T{1} / (T{1} + e);
-    const V small = e * large;
-    p1 = positive ? large : small;
-    p0 = positive ? small : large;
+  template <int kCount>
+  static INLINE void of(const V (&z)[kCount][2], Binary (&b)[kCount]) {
+    V e[kCount];
+    for (int u = 0; u < kCount; ++u) {
+      const V top = z[u][0] > z[u][1] ? z[u][0] : z[u][1];
+      b[u].d = z[u][1] - z[u][0];
+      // 0 times an infinite logit is NaN, as softmax of it is; a difference that overflows is a sure prediction.
+      e[u] = bits<V>(bits<I>(b[u].d) | sign()) + top * T{0};
+    }
+    exp_nonpositive(e, T{});
+    for (int u = 0; u < kCount; ++u) {
+      b[u].e = e[u];
+      b[u].large = T{1} / (T{1} + e[u]);
+      b[u].small = e[u] * b[u].large;
+    }
+  }
+  static INLINE I sign() { return bits<I>(-V{}); }
+
+  INLINE V p1() const { return bits<I>(d) < 0 ? small : large; }
+  INLINE V p0() const { return bits<I>(d) < 0 ? large : small; }
+  // The probability of the class that is not the label.
+  INLINE V wrong(I is1) const { return (bits<I>(d) ^ is1) < 0 ? small : large; }
+  // -log of the label's probability.
+  INLINE V cross_entropy(I is1) const {
+    const V against = bits<V>(bits<I>(d) ^ (is1 & sign()));
+    return (against < T{0} ? V{} : against) + log1p_unit(e, T{});
   }
 };
 
-template <class T, bool kP2, bool kCe>
-void binary_sums(Planes<T> z, const Int<T>* label, int64_t padded, double* sums) {
+// Calls step(i, the number of vectors as a type) until `padded` pixels are done: kTogether vectors at a time, then one.
+template <class T, int kTogether, class F>
+INLINE void for_vectors(int64_t padded, F step) {
+  int64_t i = 0;
+  for (; i + kTogether * kLanes<T> <= padded; i += kTogether * kLanes<T>) step(i, Constant<kTogether>{});
+  for (; i < padded; i += kLanes<T>) step(i, Constant<1>{});
+}
+constexpr int kTogether = 2;
+
+template <class A, Rows kRows>
+void binary_sums(A x, const Int<typename A::T>* label, int64_t padded, Totals<typename A::T> totals, Soon soon) {
+  using T = typename A::T;
   using V = Vec<T>;
   using I = IntVec<T>;
   V tp0{}, tp1{}, cross0{}, cross1{}, p20{}, p21{}, ce0{}, ce1{};
   I n0{}, n1{};
-  for (int64_t i = 0; i < padded; i += kLanes<T>) {
-    const Binary<T> b(load_as<V>(z[0] + i), load_as<V>(z[1] + i));
-    const I t = load_as<I>(label + i);
+  const auto add_pixels = [&](I t, const Binary<T>& b) INLINE_LAMBDA {
     const I is0 = t == 0, is1 = t == 1;
-    n0 -= is0;
-    n1 -= is1;
-    tp0 += is0 ? b.p0 : V{};
-    tp1 += is1 ? b.p1 : V{};
-    cross0 += is1 ? b.p0 : V{};  // false positive mass of class 0, and false negative mass of class 1
-    cross1 += is0 ? b.p1 : V{};
-    if constexpr (kP2) {
+    if constexpr (has_tp(kRows)) {
+      tp0 += keep<T>(is0, b.p0());
+      tp1 += keep<T>(is1, b.p1());
+    }
+    if constexpr (has_errors(kRows)) {
+      cross0 += keep<T>(is1, b.p0());  // false positive mass of class 0, and false negative mass of class 1
+      cross1 += keep<T>(is0, b.p1());
+    }
+    if constexpr (has_count(kRows)) {
+      n0 -= is0;
+      n1 -= is1;
+    }
+    if constexpr (has_p2(kRows)) {
       const I valid = t >= 0;
-      p20 += valid ? b.p0 * b.p0 : V{};
-      p21 += valid ? b.p1 * b.p1 : V{};
+      p20 += keep<T>(valid, b.p0() * b.p0());
+      p21 += keep<T>(valid, b.p1() * b.p1());
     }
-    if constexpr (kCe) {
-      const V log1p_e = log1p_nonnegative(b.e, T{});
-      ce0 += is0 ? (b.d < T{0} ? V{} : b.d) + log1p_e : V{};
-      ce1 += is1 ? (b.d > T{0} ? V{} : -b.d) + log1p_e : V{};
+    if constexpr (has_ce(kRows)) {
+      const V ce = b.cross_entropy(is1);
+      ce0 += keep<T>(is0, ce);
+      ce1 += keep<T>(is1, ce);
     }
-  }
-  const double rows[2][ROWS] = {
-      {total<T>(tp0), total<T>(cross0), total<T>(cross1), 0, total<T>(p20), total<T>(ce0)},
-      {total<T>(tp1), total<T>(cross1), total<T>(cross0), 0, total<T>(p21), total<T>(ce1)},
   };
-  for (int64_t c = 0; c < 2; ++c)
-    for (int64_t row = 0; row < ROWS; ++row) sums[2 * row + c] += rows[c][row];
-  for (int64_t i = 0; i < kLanes<T>; ++i) {
-    sums[2 * COUNT] += static_cast<double>(n0[i]);
-    sums[2 * COUNT + 1] += static_cast<double>(n1[i]);
-  }
+  for_vectors<T, kTogether>(padded, [&](int64_t i, auto together) INLINE_LAMBDA {
+    constexpr int kCount = decltype(together)::value;
+    V z[kCount][2];
+    Binary<T> b[kCount];
+    for (int u = 0; u < kCount; ++u) x.load(i + u * kLanes<T>, z[u]);
+    soon.template prefetch<T, kCount>(i);
+    Binary<T>::of(z, b);
+    for (int u = 0; u < kCount; ++u) add_pixels(A::template order<2>(load_as<I>(label + i + u * kLanes<T>)), b[u]);
+  });
+  const auto add = [&](int row, auto first, auto second) {
+    totals.add(row, 0, first);
+    totals.add(row, 1, second);
+  };
+  if constexpr (has_tp(kRows)) add(TP, tp0, tp1);
+  if constexpr (has_errors(kRows)) add(FP, cross0, cross1);
+  if constexpr (has_errors(kRows)) add(FN, cross1, cross0);
+  if constexpr (has_count(kRows)) add(COUNT, n0, n1);
+  if constexpr (has_p2(kRows)) add(SUM_P2, p20, p21);
+  if constexpr (has_ce(kRows)) add(CE, ce0, ce1);
 }
 
-template <class T, bool kP2, bool kCe>
-void binary_gradient_block(Planes<T> z, const Int<T>* label, int64_t padded, const double* k, Planes<T> out,
-                           bool both) {
+template <class A, Rows kRows>
+void binary_gradient_block(A x, const Int<typename A::T>* label, int64_t padded, const double* k, A out,
+                           Soon soon) {
+  using T = typename A::T;
   using V = Vec<T>;
   using I = IntVec<T>;
   const auto at = [&](int row, int c) { return k[2 * row + c]; };
@@ -300,123 +185,184 @@ void binary_gradient_block(Planes<T> z, const Int<T>* label, int64_t padded, con
   const V slope0 = all(static_cast<T>(at(FP, 1) - (at(TP, 0) - at(FN, 0))));
   const V slope1 = all(static_cast<T>((at(TP, 1) - at(FN, 1)) - at(FP, 0)));
   const V square0 = all(static_cast<T>(2 * at(SUM_P2, 0))), square1 = all(static_cast<T>(2 * at(SUM_P2, 1)));
-  const V k_ce0 = all(static_cast<T>(at(CE, 0))), k_ce1 = all(static_cast<T>(at(CE, 1)));
-  for (int64_t i = 0; i < padded; i += kLanes<T>) {
-    const Binary<T> b(load_as<V>(z[0] + i), load_as<V>(z[1] + i));
-    const I t = load_as<I>(label + i);
+  const V ce0 = all(static_cast<T>(at(CE, 0))), ce1 = all(static_cast<T>(-at(CE, 1)));
+  const auto write_pixels = [&](int64_t i, const Binary<T>& b) INLINE_LAMBDA {
+    const I t = A::template order<2>(load_as<I>(label + i));
     const I is1 = t == 1;
-    V slope = is1 ? slope1 : slope0;
-    if constexpr (kP2) slope += square1 * b.p1 - square0 * b.p0;
-    V g;
-    if constexpr (kCe) {
-      g = binary_gradient(b.p0, b.p1, slope, is1 ? k_ce1 : k_ce0, is1 ? -b.p0 : b.p1);
-    } else {
-      g = b.p0 * b.p1 * slope;
+    V g{};
+    if constexpr (has_tp(kRows)) {
+      V slope = is1 ? slope1 : slope0;
+      if constexpr (has_p2(kRows)) slope += square1 * b.p1() - square0 * b.p0();
+      g = b.small * b.large * slope;
     }
-    g = t >= 0 ? g : V{};
-    store_as(out[1] + i, g);
-    if (both) store_as(out[0] + i, -g);
-  }
+    if constexpr (has_ce(kRows)) g += (is1 ? ce1 : ce0) * b.wrong(is1);
+    g = keep<T>(t >= 0, g);
+    const V both[2] = {-g, g};
+    out.store(i, both);
+  };
+  for_vectors<T, kTogether>(padded, [&](int64_t i, auto together) INLINE_LAMBDA {
+    constexpr int kCount = decltype(together)::value;
+    V z[kCount][2];
+    Binary<T> b[kCount];
+    for (int u = 0; u < kCount; ++u) x.load(i + u * kLanes<T>, z[u]);
+    soon.template prefetch<T, kCount>(i);
+    Binary<T>::of(z, b);
+    for (int u = 0; u < kCount; ++u) write_pixels(i + u * kLanes<T>, b[u]);
+  });
 }
 
 // ---- any number of classes ----------------------------------------------------------------------------------
 
-// Softmax of one vector of pixels. exps[c] becomes exp(z_c - max).
-template <class T>
+// kClasses is the number of classes where the compiler may know it, else 0.
+template <class V, int kClasses>
+struct PerClass {
+  V values[kClasses];
+  INLINE explicit PerClass(V*) {}
+  INLINE V& operator[](int64_t c) { return values[c]; }
+};
+template <class V>
+struct PerClass<V, 0> {
+  V* values;
+  INLINE explicit PerClass(V* memory) : values(memory) {}
+  INLINE V& operator[](int64_t c) { return values[c]; }
+};
+
+// Softmax of one vector of pixels: e[c] = exp(z_c - max), 1 for the largest.
+template <class A, int kClasses>
 struct Softmax {
+  using T = typename A::T;
   using V = Vec<T>;
   using I = IntVec<T>;
-  I top;      // class of the (first) largest logit
-  V max;
-  V others;   // sum of exps without the largest
-  V rest;     // sum of exps without the label's
-  V inverse;  // 1 / sum of exps
-  V z_label;
+  V max, total, inverse;
+  PerClass<V, kClasses> e;
 
-  INLINE Softmax(Planes<T> z, int64_t i, int64_t classes, I label, V* exps) {
-    using Scalar = Int<T>;
-    max = load_as<V>(z[0] + i);
-    top = I{};
-    for (int64_t c = 1; c < classes; ++c) {
-      const V v = load_as<V>(z[c] + i);
-      const I larger = v > max;
-      max = larger ? v : max;
-      top = larger ? static_cast<Scalar>(c) - I{} : top;
+  INLINE Softmax(A x, int64_t i, int64_t classes, V* memory) : e(memory) {
+    if constexpr (kClasses > 0) {
+      x.load(i, e.values);
+    } else {
+      for (int64_t c = 0; c < classes; ++c) e[c] = x.plane(c, i);
     }
-    others = rest = max - max;  // NaN where a logit is infinite, as softmax is
-    z_label = V{};
-    for (int64_t c = 0; c < classes; ++c) {
-      const V v = load_as<V>(z[c] + i);
-      const V e = exp_nonpositive(v - max, T{});
-      exps[c] = e;
-      others += top == static_cast<Scalar>(c) ? V{} : e;
-      rest += label == static_cast<Scalar>(c) ? V{} : e;
-      z_label = label == static_cast<Scalar>(c) ? v : z_label;
+    max = e[0];
+    for (int64_t c = 1; c < classes; ++c) max = e[c] > max ? e[c] : max;
+  }
+  INLINE void normalise(int64_t classes) {
+    total = V{};
+    for (int64_t c = 0; c < classes; ++c) e[c] = e[c] - max;  // NaN where the largest is infinite, as softmax is
+    if constexpr (kClasses > 0) {
+      exp_nonpositive(e.values, T{});
+    } else {
+      for (int64_t c = 0; c < classes; ++c) exp_nonpositive(reinterpret_cast<V(&)[1]>(e[c]), T{});
     }
-    inverse = T{1} / (T{1} + others);
+    for (int64_t c = 0; c < classes; ++c) total += e[c];
+    inverse = T{1} / total;
+  }
+  // Sum of e without the label's: 1 - p would cancel for a sure prediction.
+  INLINE V rest(I label, int64_t classes) {
+    V sum{};
+    for (int64_t c = 0; c < classes; ++c) sum += keep<T>(label != static_cast<Int<T>>(c), e[c]);
+    return sum;
   }
 };
 
-template <class T, bool kP2, bool kCe>
-void general_sums(Planes<T> z, const Int<T>* label, int64_t padded, int64_t classes, double* sums, Vec<T>* lanes) {
+template <class A, Rows kRows, int kClasses>
+void general_sums(A x, const Int<typename A::T>* label, int64_t padded, int64_t classes_in,
+                  Totals<typename A::T> totals, Vec<typename A::T>* lanes, Soon soon) {
+  using T = typename A::T;
   using V = Vec<T>;
   using I = IntVec<T>;
-  V* const exps = lanes;
-  V* const rows = lanes + classes;  // [classes][ROWS]
-  for (int64_t i = 0; i < classes * ROWS; ++i) rows[i] = V{};
+  const int64_t classes = kClasses ? kClasses : classes_in;
+  PerClass<V, kClasses> tp(lanes + classes), fp(lanes + 2 * classes), fn(lanes + 3 * classes),
+      count(lanes + 4 * classes), p2(lanes + 5 * classes), ce(lanes + 6 * classes);
+  for (int64_t c = 0; c < classes; ++c) tp[c] = fp[c] = fn[c] = count[c] = p2[c] = ce[c] = V{};
   for (int64_t i = 0; i < padded; i += kLanes<T>) {
-    const I t = load_as<I>(label + i);
+    const I t = A::template order<kClasses ? kClasses : 1>(load_as<I>(label + i));
     const I valid = t >= 0;
-    const Softmax<T> s(z, i, classes, t, exps);
-    const V miss = s.rest * s.inverse;
-    V ce{};
-    if constexpr (kCe) ce = (s.max - s.z_label) + log1p_nonnegative(s.others, T{});
+    Softmax<A, kClasses> s(x, i, classes, lanes);
+    soon.template prefetch<T, 1>(i);
+    V z_label{};
+    if constexpr (has_ce(kRows)) {
+      for (int64_t c = 0; c < classes; ++c) z_label = t == static_cast<Int<T>>(c) ? s.e[c] : z_label;
+    }
+    s.normalise(classes);
+    V rest{}, miss{}, loss{};
+    if constexpr (has_errors(kRows) || has_ce(kRows)) rest = s.rest(t, classes);
+    if constexpr (has_errors(kRows)) miss = rest * s.inverse;
+    if constexpr (has_ce(kRows)) {
+      loss = (s.max - z_label) + log1p_nonnegative(z_label == s.max ? rest : s.total - T{1}, T{});
+    }
     for (int64_t c = 0; c < classes; ++c) {
-      V* const row = rows + c * ROWS;
-      const V p = exps[c] * s.inverse;
+      const V p = s.e[c] * s.inverse;
       const I hit = t == static_cast<Int<T>>(c);
-      row[TP] += hit ? p : V{};
-      row[FP] += (valid & ~hit) ? p : V{};
-      row[FN] += hit ? miss : V{};
-      row[COUNT] += hit ? all(T{1}) : V{};
-      if constexpr (kP2) row[SUM_P2] += valid ? p * p : V{};
-      if constexpr (kCe) row[CE] += hit ? ce : V{};
+      if constexpr (has_tp(kRows)) tp[c] += keep<T>(hit, p);
+      if constexpr (has_errors(kRows)) {
+        fp[c] += keep<T>(valid & ~hit, p);
+        fn[c] += keep<T>(hit, miss);
+      }
+      if constexpr (has_count(kRows)) count[c] += keep<T>(hit, all(T{1}));
+      if constexpr (has_p2(kRows)) p2[c] += keep<T>(valid, p * p);
+      if constexpr (has_ce(kRows)) ce[c] += keep<T>(hit, loss);
     }
   }
-  for (int64_t c = 0; c < classes; ++c)
-    for (int64_t row = 0; row < ROWS; ++row) sums[row * classes + c] += total<T>(rows[c * ROWS + row]);
+  for (int64_t c = 0; c < classes; ++c) {
+    if constexpr (has_tp(kRows)) totals.add(TP, c, tp[c]);
+    if constexpr (has_errors(kRows)) totals.add(FP, c, fp[c]);
+    if constexpr (has_errors(kRows)) totals.add(FN, c, fn[c]);
+    if constexpr (has_count(kRows)) totals.add(COUNT, c, count[c]);
+    if constexpr (has_p2(kRows)) totals.add(SUM_P2, c, p2[c]);
+    if constexpr (has_ce(kRows)) totals.add(CE, c, ce[c]);
+  }
 }
 
-template <class T, bool kP2, bool kCe>
-void general_gradient_block(Planes<T> z, const Int<T>* label, int64_t padded, int64_t classes, const double* k,
-                            Planes<T> out, Vec<T>* lanes) {
+template <class A, Rows kRows, int kClasses>
+void general_gradient_block(A x, const Int<typename A::T>* label, int64_t padded, int64_t classes_in,
+                            const double* k, A out, Vec<typename A::T>* lanes, Soon soon) {
+  using T = typename A::T;
   using V = Vec<T>;
   using I = IntVec<T>;
-  V* const exps = lanes;             // becomes p
-  V* const slopes = lanes + classes;  // d loss / d p
+  const int64_t classes = kClasses ? kClasses : classes_in;
   const auto at = [&](int row, int64_t c) { return k[row * classes + c]; };
+  PerClass<V, kClasses> slopes(lanes + classes);  // d loss / d p
+  PerClass<V, kClasses> on_hit(lanes + 2 * classes), off_hit(lanes + 3 * classes), square(lanes + 4 * classes),
+      k_ce(lanes + 5 * classes);
+  for (int64_t c = 0; c < classes; ++c) {
+    on_hit[c] = all(static_cast<T>(at(TP, c) - at(FN, c)));
+    off_hit[c] = all(static_cast<T>(at(FP, c)));
+    square[c] = all(static_cast<T>(2 * at(SUM_P2, c)));
+    k_ce[c] = all(static_cast<T>(at(CE, c)));
+  }
   for (int64_t i = 0; i < padded; i += kLanes<T>) {
-    const I t = load_as<I>(label + i);
-    const Softmax<T> s(z, i, classes, t, exps);
-    V slope_top{}, k_ce{};
-    for (int64_t c = 0; c < classes; ++c) {
-      const V p = exps[c] * s.inverse;
-      const I hit = t == static_cast<Int<T>>(c);
-      V slope = hit ? all(static_cast<T>(at(TP, c) - at(FN, c))) : all(static_cast<T>(at(FP, c)));
-      if constexpr (kP2) slope += static_cast<T>(2 * at(SUM_P2, c)) * p;
-      if constexpr (kCe) k_ce = hit ? all(static_cast<T>(at(CE, c))) : k_ce;
-      slope_top = s.top == static_cast<Int<T>>(c) ? slope : slope_top;
-      exps[c] = p;
-      slopes[c] = slope;
+    const I t = A::template order<kClasses ? kClasses : 1>(load_as<I>(label + i));
+    const I valid = t >= 0;
+    Softmax<A, kClasses> s(x, i, classes, lanes);
+    soon.template prefetch<T, 1>(i);
+    s.normalise(classes);
+    V slope_top{}, k_label{}, miss{}, mean{};
+    if constexpr (has_ce(kRows)) {
+      miss = s.rest(t, classes) * s.inverse;
+      for (int64_t c = 0; c < classes; ++c) k_label = t == static_cast<Int<T>>(c) ? k_ce[c] : k_label;
     }
-    // Slopes relative to the likeliest class, whose own term is then 0: a saturated softmax cancels no digits.
-    V mean{};
-    for (int64_t c = 0; c < classes; ++c) mean += exps[c] * (slopes[c] - slope_top);
-    for (int64_t c = 0; c < classes; ++c) {
-      const V p = exps[c];
-      V g = p * ((slopes[c] - slope_top) - mean);
-      if constexpr (kCe) g += k_ce * (t == static_cast<Int<T>>(c) ? -(s.rest * s.inverse) : p);
-      store_as(out[c] + i, t >= 0 ? g : V{});
+    if constexpr (has_tp(kRows)) {
+      // Slopes relative to the likeliest class, whose own term is then 0: a saturated softmax cancels no digits.
+      for (int64_t c = 0; c < classes; ++c) {
+        V slope = t == static_cast<Int<T>>(c) ? on_hit[c] : off_hit[c];
+        if constexpr (has_p2(kRows)) slope += square[c] * (s.e[c] * s.inverse);
+        slope_top = s.e[c] == T{1} ? slope : slope_top;
+        slopes[c] = slope;
+      }
+      for (int64_t c = 0; c < classes; ++c) mean += s.e[c] * s.inverse * (slopes[c] - slope_top);
+    }
+    const auto gradient_of = [&](int64_t c) {
+      const V p = s.e[c] * s.inverse;
+      V g{};
+      if constexpr (has_tp(kRows)) g = p * ((slopes[c] - slope_top) - mean);
+      if constexpr (has_ce(kRows)) g += k_label * (t == static_cast<Int<T>>(c) ? -miss : p);
+      return keep<T>(valid, g);
+    };
+    if constexpr (kClasses > 0) {
+      for (int64_t c = 0; c < classes; ++c) slopes[c] = gradient_of(c);
+      out.store(i, slopes.values);
+    } else {
+      for (int64_t c = 0; c < classes; ++c) out.set_plane(c, i, gradient_of(c));
     }
   }
 }
@@ -425,9 +371,10 @@ void general_gradient_block(Planes<T> z, const Int<T>* label, int64_t padded, in
 
 template <class T>
 struct Scratch {
+  double* totals;
   Int<T>* labels;
-  T *planes, *gradients;
   Vec<T>* lanes;
+  T *planes, *gradients;
 
   Scratch(void* memory, int64_t classes) {
     char* at = static_cast<char*>(memory);
@@ -435,6 +382,8 @@ struct Scratch {
     at += kBlock * 8;
     lanes = reinterpret_cast<Vec<T>*>(at);
     at += classes * 8 * 64;
+    totals = reinterpret_cast<double*>(at);
+    at += classes * ROWS * 128;
     planes = reinterpret_cast<T*>(at);
     gradients = planes + classes * block_pixels(classes);
   }
@@ -445,70 +394,102 @@ int64_t padded_size(int64_t count) {
   return (count + kLanes<T> - 1) / kLanes<T> * kLanes<T>;
 }
 
-template <bool kValue>
-struct Flag {
-  static constexpr bool value = kValue;
-};
-
-// Calls f with the two run-time flags as types.
 template <class F>
-INLINE void with_flags(bool p2, bool ce, F f) {
-  if (p2 && ce) f(Flag<true>{}, Flag<true>{});
-  else if (p2) f(Flag<true>{}, Flag<false>{});
-  else if (ce) f(Flag<false>{}, Flag<true>{});
-  else f(Flag<false>{}, Flag<false>{});
+INLINE void with_rows(Rows rows, F f) {
+  switch (rows) {
+    case kTverskyRows: return f(Constant<kTverskyRows>{});
+    case kGeneralizedRows: return f(Constant<kGeneralizedRows>{});
+    case kCrossEntropyRows: return f(Constant<kCrossEntropyRows>{});
+    case kAllRows: return f(Constant<kAllRows>{});
+  }
 }
 
-template <class S>
-bool sums(const Problem& p, int64_t image, int64_t begin, int64_t end, double* out, void* memory) {
+// Calls f(access to the logits, access to the gradient, number of classes) with the types that fit: in place where
+// logits and gradient lie alike, else in planes of scratch, which are then written back. grad may be null.
+template <class S, class F>
+INLINE void with_access(const Problem& p, const Logits* grad, int64_t image, int64_t begin, int64_t count,
+                        const Scratch<acc_t<S>>& scratch, F f) {
   using T = acc_t<S>;
   const int64_t classes = p.classes(), block = block_pixels(classes);
-  const Scratch<T> scratch(memory, classes);
+  const auto base = [&](const Logits& x) { return static_cast<S*>(x.data) + image * x.image_stride; };
+  if constexpr (sizeof(S) <= 4) {
+    if (is_interleaved<T>(p, p.logits, count) && (!grad || is_interleaved<T>(p, *grad, count))) {
+      using A = Access<S, true>;
+      const A x{base(p.logits) + begin * classes, 0}, out{grad ? base(*grad) + begin * classes : nullptr, 0};
+      if (classes == 2) return f(x, out, Constant<2>{});
+      return f(x, out, Constant<4>{});
+    }
+  }
+  const auto on_planes = [&](auto x, auto out) {
+    if (classes == 2) return f(x, out, Constant<2>{});
+    if (classes == 4) return f(x, out, Constant<4>{});
+    return f(x, out, Constant<0>{});
+  };
+  if (has_planes<T>(p, p.logits, count) && (!grad || has_planes<T>(p, *grad, count))) {
+    using A = Access<S, false>;
+    return on_planes(A{base(p.logits) + begin, p.logits.channel_stride},
+                     grad ? A{base(*grad) + begin, grad->channel_stride} : A{});
+  }
+  const Access<T, false> x{scratch.planes, block}, out{scratch.gradients, block};
+  read_logits<S, T>(p, image, begin, count, padded_size<T>(count), x);
+  on_planes(x, out);
+  if (grad) write_gradient<S, T>(p, *grad, image, begin, count, out);
+}
+
+// Calls f(rows, ...) as with_access does, for each block. False where a label was undefined.
+template <class S, class F>
+INLINE bool for_blocks(const Problem& p, const Logits* grad, int64_t image, int64_t begin, int64_t end,
+                       const Scratch<acc_t<S>>& scratch, F f) {
+  const int64_t block = block_pixels(p.classes());
   bool undefined = false;
   for (int64_t at = begin; at < end; at += block) {
-    const int64_t count = end - at < block ? end - at : block, padded = padded_size<T>(count);
+    const int64_t count = end - at < block ? end - at : block, padded = padded_size<acc_t<S>>(count);
     undefined |= read_labels(p, image, at, count, padded, scratch.labels);
-    const Planes<T> z = read_logits<S, T>(p, image, at, count, padded, scratch.planes);
-    with_flags(p.want_p2, p.want_ce, [&](auto p2, auto ce) {
-      if (classes == 2) {
-        binary_sums<T, decltype(p2)::value, decltype(ce)::value>(z, scratch.labels, padded, out);
-      } else {
-        general_sums<T, decltype(p2)::value, decltype(ce)::value>(z, scratch.labels, padded, classes, out,
-                                                                  scratch.lanes);
-      }
+    const Soon soon = at + block < end && Soon::fits(p) ? Soon::labels(p, image, at + block)
+                                                        : Soon{reinterpret_cast<const char*>(scratch.labels), 0};
+    with_rows(p.rows, [&](auto rows) {
+      with_access<S>(p, grad, image, at, count, scratch,
+                     [&](auto x, auto out, auto classes) { f(rows, x, out, classes, padded, soon); });
     });
   }
   return !undefined;
+}
+
+template <class S>
+bool sums(const Problem& p, int64_t image, int64_t begin, int64_t end, double* sums, void* memory) {
+  const Scratch<acc_t<S>> scratch(memory, p.classes());
+  const Totals<acc_t<S>> totals{scratch.totals, p.classes()};
+  totals.clear();
+  const bool defined = for_blocks<S>(
+      p, nullptr, image, begin, end, scratch, [&](auto rows, auto x, auto, auto classes, int64_t padded, Soon soon) {
+        constexpr Rows kRows = decltype(rows)::value;
+        constexpr int kClasses = decltype(classes)::value;
+        if constexpr (kClasses == 2) {
+          binary_sums<decltype(x), kRows>(x, scratch.labels, padded, totals, soon);
+        } else {
+          general_sums<decltype(x), kRows, kClasses>(x, scratch.labels, padded, p.channels, totals, scratch.lanes,
+                                                     soon);
+        }
+      });
+  totals.add_to(sums);
+  return defined;
 }
 
 template <class S>
 bool gradient(const Problem& p, const Logits& grad, int64_t image, int64_t begin, int64_t end,
               const double* coefficients, void* memory) {
-  using T = acc_t<S>;
-  const int64_t classes = p.classes(), block = block_pixels(classes);
-  const Scratch<T> scratch(memory, classes);
-  bool undefined = false;
-  for (int64_t at = begin; at < end; at += block) {
-    const int64_t count = end - at < block ? end - at : block, padded = padded_size<T>(count);
-    undefined |= read_labels(p, image, at, count, padded, scratch.labels);
-    const Planes<T> z = read_logits<S, T>(p, image, at, count, padded, scratch.planes);
-    const bool direct = in_place<S, T>(p, grad, count);
-    Planes<T> out{scratch.gradients, block};
-    if constexpr (kSame<S, T>) {
-      if (direct) out = {static_cast<T*>(grad.data) + image * grad.image_stride + at, grad.channel_stride};
-    }
-    with_flags(p.want_p2, p.want_ce, [&](auto p2, auto ce) {
-      if (classes == 2) {
-        binary_gradient_block<T, decltype(p2)::value, decltype(ce)::value>(z, scratch.labels, padded, coefficients,
-                                                                           out, p.channels == 2);
-      } else {
-        general_gradient_block<T, decltype(p2)::value, decltype(ce)::value>(z, scratch.labels, padded, classes,
-                                                                            coefficients, out, scratch.lanes);
-      }
-    });
-    if (!direct) write_gradient<S, T>(p, grad, image, at, count, out);
-  }
-  return !undefined;
+  const Scratch<acc_t<S>> scratch(memory, p.classes());
+  return for_blocks<S>(
+      p, &grad, image, begin, end, scratch, [&](auto rows, auto x, auto out, auto classes, int64_t padded, Soon soon) {
+        constexpr Rows kRows = decltype(rows)::value;
+        constexpr int kClasses = decltype(classes)::value;
+        if constexpr (kClasses == 2) {
+          binary_gradient_block<decltype(x), kRows>(x, scratch.labels, padded, coefficients, out, soon);
+        } else {
+          general_gradient_block<decltype(x), kRows, kClasses>(x, scratch.labels, padded, p.channels, coefficients,
+                                                               out, scratch.lanes, soon);
+        }
+      });
 }
 
 }  // namespace
