@@ -118,7 +118,8 @@ void pool_rows(const void* x, void* y_out, uint8_t* code, const Geometry& g, int
     in_vectors<T>(count, [&]<int kLanes>(Lanes<kLanes>, int64_t i) {
       using V = Pack<T, kLanes>;
       using P = Pack<Integer<T>, kLanes>;
-      const auto [a, b, c, d] = windows.template load<kLanes>(i, V{} + Order::kLowest);
+      const V lowest = V{} + Order::kLowest;
+      const auto [a, b, c, d] = windows.template load<kLanes>(i, lowest);
       const V kb = Order::key(b), kc = Order::key(c), kd = Order::key(d);
       V best = a, key = Order::key(a);
       P position{};
