@@ -5,6 +5,8 @@
 #include "max_pool2x2/math.h"
 #include "max_pool2x2/vector.h"
 
+#define ASEGNET_INLINE __attribute__((always_inline))
+
 namespace asegnet::max_pool2x2 {
 namespace {
 
@@ -15,44 +17,49 @@ struct Quad {  // in the order of their codes: top left and right, bottom left a
   V a, b, c, d;
 };
 
-// A run of windows along a row, columns being neighbours (NCHW). No bottom row: null.
+// A run of whole windows along a row whose columns are neighbours (NCHW).
 template <class T>
 struct Neighbours {
   T *top, *bottom;
 
-  template <int kLanes, class V>
-  Quad<V> load(int64_t i, V outside) const {
-    const auto upper = load_pairs<kLanes>(top + 2 * i);
-    if (!bottom) return {upper.left, upper.right, outside, outside};
-    const auto lower = load_pairs<kLanes>(bottom + 2 * i);
+  static constexpr uint8_t outside() { return 0; }
+  template <class V>
+  ASEGNET_HOST_DEVICE Quad<V> load(int64_t i, V) const {
+    const auto upper = load_columns<V>(top + 2 * i), lower = load_columns<V>(bottom + 2 * i);
     return {upper.left, upper.right, lower.left, lower.right};
   }
-  template <bool kStream, int kLanes, class V>
-  void store(int64_t i, const Quad<V>& q) const {
-    store_pairs<kStream, kLanes>(top + 2 * i, {q.a, q.b});
-    if (bottom) store_pairs<kStream, kLanes>(bottom + 2 * i, {q.c, q.d});
+  template <bool kStream, class V>
+  ASEGNET_HOST_DEVICE void store(int64_t i, const Quad<V>* quads, int count) const {
+    constexpr int kLanes = sizeof(V) / sizeof(T);
+    for (int v = 0; v < count; ++v) {
+      put_columns<kStream>(top + 2 * (i + v * kLanes), Columns<V>{quads[v].a, quads[v].b});
+    }
+    for (int v = 0; v < count; ++v) {
+      put_columns<kStream>(bottom + 2 * (i + v * kLanes), Columns<V>{quads[v].c, quads[v].d});
+    }
   }
-  uint8_t outside() const { return bottom ? 0 : 2; }
 };
 
-// One window of a run of channels, columns lying apart (channels_last). No right column or bottom row: null.
-template <class T>
+// A run of channels of one window, columns lying apart (channels_last). kWhole: all four are there; else those to
+// the right of the map or below it are null.
+template <class T, bool kWhole>
 struct Apart {
   T *a, *b, *c, *d;
 
-  template <int kLanes, class V>
-  Quad<V> load(int64_t i, V outside) const {
-    const auto get = [&](const T* from) { return from ? load_as<V>(from + i) : outside; };
-    return {load_as<V>(a + i), get(b), get(c), get(d)};
+  uint8_t outside() const { return kWhole ? 0 : (b ? 0 : 1) | (c ? 0 : 2); }
+  template <class V>
+  ASEGNET_HOST_DEVICE Quad<V> load(int64_t i, V missing) const {
+    const auto get = [&](const T* from) { return kWhole || from ? load_as<V>(from + i) : missing; };
+    return {get(a), get(b), get(c), get(d)};
   }
-  template <bool kStream, int kLanes, class V>
-  void store(int64_t i, const Quad<V>& q) const {
-    put<kStream>(a + i, q.a);
-    if (b) put<kStream>(b + i, q.b);
-    if (c) put<kStream>(c + i, q.c);
-    if (d) put<kStream>(d + i, q.d);
+  template <bool kStream, class V>
+  ASEGNET_HOST_DEVICE void store(int64_t i, const Quad<V>* quads, int count) const {
+    const auto to = [&](T* corner, V Quad<V>::*value) {
+      if (!kWhole && !corner) return;
+      for (int v = 0; v < count; ++v) put<kStream>(corner + i + v * (sizeof(V) / sizeof(T)), quads[v].*value);
+    };
+    to(a, &Quad<V>::a), to(b, &Quad<V>::b), to(c, &Quad<V>::c), to(d, &Quad<V>::d);
   }
-  uint8_t outside() const { return (b ? 0 : 1) | (c ? 0 : 2); }  // bits of a code that would leave the map
 };
 
 // Calls f(top, bottom, start in the small map, whether it is the plane's last) for rows of windows [begin, end).
@@ -71,41 +78,67 @@ void for_rows(const Geometry& g, T* large, int64_t begin, int64_t end, const F& 
 // Calls f(windows, start in the small map, count) for every run of one row of windows.
 template <class T, class F>
 void for_runs(const Geometry& g, T* top, T* bottom, int64_t start, const F& f) {
-  const int64_t whole = g.width / 2 < g.pooled_width ? g.width / 2 : g.pooled_width;  // windows with a right column
+  const int64_t right = g.width / 2 < g.pooled_width ? g.width / 2 : g.pooled_width;  // windows with a right column
+  const int64_t whole = bottom ? right : 0;
   int64_t x = 0;
   if (g.inner == 1 && g.column == 1) f(Neighbours<T>{top, bottom}, start, whole), x = whole;
+  for (; x < whole; ++x) {
+    T *a = top + 2 * x * g.column, *c = bottom + 2 * x * g.column;
+    f(Apart<T, true>{a, a + g.column, c, c + g.column}, start + x * g.inner, g.inner);
+  }
   for (; x < g.pooled_width; ++x) {
     T *a = top + 2 * x * g.column, *c = bottom ? bottom + 2 * x * g.column : nullptr;
-    const bool right = x < whole;
-    f(Apart<T>{a, right ? a + g.column : nullptr, c, right && c ? c + g.column : nullptr}, start + x * g.inner,
-      g.inner);
+    f(Apart<T, false>{a, x < right ? a + g.column : nullptr, c, nullptr}, start + x * g.inner, g.inner);
   }
 }
 
-template <int kCount>
-struct Lanes {};
+// kCount vectors V at a time, of kLanes values each.
+template <class T, int kBytes>
+struct Step {
+  static constexpr int kLanes = (kBytes < kVectorBytes ? kBytes : kVectorBytes) / sizeof(T);
+  static constexpr int kCount = kBytes / sizeof(T) / kLanes;
+  using V = Pack<T, kLanes>;
+  using P = Pack<Integer<T>, kLanes>;  // positions
+  static P all(int position) { return P{} + static_cast<Integer<T>>(position); }
+};
 
-// Calls f(Lanes<n>, i) over [0, count) with the widest vectors that fit; the last one may repeat part of the one
-// before, which writes the same values again.
-template <class T, int kBytes = kVectorBytes, class F>
-void in_vectors(int64_t count, const F& f) {
-  constexpr int kLanes = kBytes / sizeof(T);
-  if (count < kLanes) {
-    if constexpr (kBytes > 16) return in_vectors<T, kBytes / 2>(count, f);
-    for (int64_t i = 0; i < count; ++i) f(Lanes<1>{}, i);
-    return;
+// Calls f(step, i) over [0, count) with the longest steps that fit, a cache line at most; the last may repeat part of
+// the one before, which writes the same values again.
+template <class T, int kBytes = 64, class F>
+ASEGNET_HOST_DEVICE void in_steps(int64_t count, const F& f) {
+  constexpr int kElements = kBytes / sizeof(T);
+  if constexpr (kElements == 1) {
+    for (int64_t i = 0; i < count; ++i) f(Step<T, kBytes>{}, i);
+  } else if (count < kElements) {
+    in_steps<T, kBytes == 16 ? sizeof(T) : kBytes / 2>(count, f);
+  } else {
+    int64_t i = 0;
+    for (; i + kElements <= count; i += kElements) f(Step<T, kBytes>{}, i);
+    if (i < count) f(Step<T, kBytes>{}, count - kElements);
   }
-  int64_t i = 0;
-  for (; i + kLanes <= count; i += kLanes) f(Lanes<kLanes>{}, i);
-  if (i < count) f(Lanes<kLanes>{}, count - kLanes);
 }
 
 // Whether every vector of every run over outputs that start here lies on a multiple of its size.
 bool can_stream(const Geometry& g, bool large_output, int64_t element_size, const void* output, const void* codes) {
   const int64_t run = g.inner == 1 ? g.pooled_width : g.inner;
   const bool rows = !large_output || g.inner > 1 || g.width == 2 * g.pooled_width;
-  return rows && run * element_size % kVectorBytes == 0 && is_aligned(output) && is_aligned(codes);
+  return rows && run * element_size % 64 == 0 && is_aligned(output) && is_aligned(codes);
 }
+
+// Collects codes that leave the map.
+struct BadCodes {
+  uint64_t bits = 0;
+  template <int kCount>
+  ASEGNET_HOST_DEVICE void look(const uint8_t* code, uint8_t outside) {
+    constexpr int kBytes = kCount < 8 ? kCount : 8;
+    const uint64_t bad = 0x0101010101010101u * static_cast<uint8_t>(0xfc | outside);
+    for (int i = 0; i < kCount; i += kBytes) {
+      uint64_t some = 0;
+      __builtin_memcpy(&some, code + i, kBytes);
+      bits |= some & bad;
+    }
+  }
+};
 
 // ---- the three kernels --------------------------------------------------------------------------------------
 
@@ -114,73 +147,59 @@ void pool_rows(const void* x, void* y_out, uint8_t* code, const Geometry& g, int
   using T = typename Order::Stored;
   T* y = static_cast<T*>(y_out);
   for_rows(g, static_cast<const T*>(x), begin, end, [&](const T* top, const T* bottom, int64_t first, bool) {
-  for_runs(g, top, bottom, first, [&](auto windows, int64_t start, int64_t count) {
-    in_vectors<T>(count, [&]<int kLanes>(Lanes<kLanes>, int64_t i) {
-      using V = Pack<T, kLanes>;
-      using P = Pack<Integer<T>, kLanes>;
-      const V lowest = V{} + Order::kLowest;
-      const auto [a, b, c, d] = windows.template load<kLanes>(i, lowest);
-      const V kb = Order::key(b), kc = Order::key(c), kd = Order::key(d);
-      V best = a, key = Order::key(a);
-      P position{};
-      const auto consider = [&](V candidate, V candidate_key, int here) {
-        const auto wins = Order::wins(candidate_key, key);
-        const P there = P{} + static_cast<Integer<T>>(here);
-        best = wins ? candidate : best;
-        key = wins ? candidate_key : key;
-        position = wins ? there : position;
-      };
-      consider(b, kb, 1);
-      consider(c, kc, 2);
-      consider(d, kd, 3);
-      put<kStream>(y + start + i, best);
-      store_codes<kStream, kLanes>(code + start + i, position);
+    for_runs(g, top, bottom, first, [&](auto windows, int64_t start, int64_t count) {
+      in_steps<T>(count, [&]<class S>(S, int64_t i) ASEGNET_INLINE {
+        using V = typename S::V;
+        typename S::P positions[S::kCount];
+        for (int v = 0; v < S::kCount; ++v) {
+          const int64_t at = i + v * S::kLanes;
+          const V missing = V{} + Order::kLowest;
+          const auto [a, b, c, d] = windows.load(at, missing);
+          const V ka = Order::key(a), kb = Order::key(b), kc = Order::key(c), kd = Order::key(d);
+          const auto wb = Order::wins(kb, ka);
+          const V key_b = wb ? kb : ka, best_b = wb ? b : a;
+          const auto wc = Order::wins(kc, key_b);
+          const V key_c = wc ? kc : key_b, best_c = wc ? c : best_b;
+          const auto wd = Order::wins(kd, key_c);
+          const V best = wd ? d : best_c;
+          const auto position_b = wb ? S::all(1) : S::all(0);
+          const auto position_c = wc ? S::all(2) : position_b;
+          positions[v] = wd ? S::all(3) : position_c;
+          put<kStream>(y + start + at, best);
+        }
+        put_codes<kStream, S::kLanes>(code + start + i, positions);
+      });
     });
-  });
   });
   if (kStream) stream_fence();
 }
 
-// Collects codes that leave the map, kLanes bytes at a time.
-struct BadCodes {
-  uint64_t bits = 0;
-  template <int kLanes>
-  void look(const uint8_t* code, uint8_t outside) {
-    constexpr int kBytes = kLanes < 8 ? kLanes : 8;
-    const uint64_t bad = 0x0101010101010101u * static_cast<uint8_t>(0xfc | outside);
-    for (int i = 0; i < kLanes; i += kBytes) {
-      uint64_t some = 0;
-      __builtin_memcpy(&some, code + i, kBytes);
-      bits |= some & bad;
-    }
-  }
-};
-
 template <class T, bool kStream>
 bool unpool_rows(const void* y_in, const uint8_t* code, void* out, const Geometry& g, int64_t begin, int64_t end) {
   const T* y = static_cast<const T*>(y_in);
+  const int64_t used = 2 * g.pooled_width * g.inner, rest = g.width * g.inner - used;
   const auto zero = [](T* to, int64_t count) { __builtin_memset(to, 0, count * sizeof(T)); };
   BadCodes bad;
   for_rows(g, static_cast<T*>(out), begin, end, [&](T* top, T* bottom, int64_t first, bool last) {
-  for_runs(g, top, bottom, first, [&](auto windows, int64_t start, int64_t count) {
-    in_vectors<T>(count, [&]<int kLanes>(Lanes<kLanes>, int64_t i) {
-      using V = Pack<T, kLanes>;
-      using P = Pack<Integer<T>, kLanes>;
-      bad.look<kLanes>(code + start + i, windows.outside());
-      const P position = load_codes<T, kLanes>(code + start + i);
-      const V value = load_as<V>(y + start + i);
-      const auto where = [&](int here) {
-        const P there = P{} + static_cast<Integer<T>>(here);
-        return position == there ? value : V{};
-      };
-      windows.template store<kStream, kLanes>(i, Quad<V>{where(0), where(1), where(2), where(3)});
+    for_runs(g, top, bottom, first, [&](auto windows, int64_t start, int64_t count) {
+      in_steps<T>(count, [&]<class S>(S, int64_t i) ASEGNET_INLINE {
+        using V = typename S::V;
+        Quad<V> quads[S::kCount];
+        bad.look<S::kLanes * S::kCount>(code + start + i, windows.outside());
+        for (int v = 0; v < S::kCount; ++v) {
+          const int64_t at = start + i + v * S::kLanes;
+          const auto position = load_codes<typename S::P, S::kLanes>(code + at);
+          const V value = load_as<V>(y + at), none{};
+          quads[v] = {position == S::all(0) ? value : none, position == S::all(1) ? value : none,
+                      position == S::all(2) ? value : none, position == S::all(3) ? value : none};
+        }
+        windows.template store<kStream>(i, quads, S::kCount);
+      });
     });
-  });
-  // The odd last column and row belong to no window.
-  const int64_t used = 2 * g.pooled_width * g.inner, rest = g.width * g.inner - used;
-  if (rest > 0) zero(top + used, rest);
-  if (rest > 0 && bottom) zero(bottom + used, rest);
-  if (last && g.height > 2 * g.pooled_height) zero(top + 2 * g.row, used + rest);
+    // The odd last column and row belong to no window.
+    if (rest > 0) zero(top + used, rest);
+    if (rest > 0 && bottom) zero(bottom + used, rest);
+    if (last && g.height > 2 * g.pooled_height) zero(top + 2 * g.row, used + rest);
   });
   if (kStream) stream_fence();
   return bad.bits == 0;
@@ -191,19 +210,20 @@ bool gather_rows(const void* grad, const uint8_t* code, void* grad_y, const Geom
   T* out = static_cast<T*>(grad_y);
   BadCodes bad;
   for_rows(g, static_cast<const T*>(grad), begin, end, [&](const T* top, const T* bottom, int64_t first, bool) {
-  for_runs(g, top, bottom, first, [&](auto windows, int64_t start, int64_t count) {
-    in_vectors<T>(count, [&]<int kLanes>(Lanes<kLanes>, int64_t i) {
-      using V = Pack<T, kLanes>;
-      using P = Pack<Integer<T>, kLanes>;
-      bad.look<kLanes>(code + start + i, windows.outside());
-      const P position = load_codes<T, kLanes>(code + start + i);
-      // All four are read, so that no load hangs on a condition.
-      const auto [a, b, c, d] = windows.template load<kLanes>(i, V{});
-      const P one = P{} + Integer<T>{1};
-      const V top = (position & one) == one ? b : a, bottom = (position & one) == one ? d : c;
-      put<kStream>(out + start + i, position > one ? bottom : top);
+    for_runs(g, top, bottom, first, [&](auto windows, int64_t start, int64_t count) {
+      in_steps<T>(count, [&]<class S>(S, int64_t i) ASEGNET_INLINE {
+        using V = typename S::V;
+        bad.look<S::kLanes * S::kCount>(code + start + i, windows.outside());
+        for (int v = 0; v < S::kCount; ++v) {
+          const int64_t at = start + i + v * S::kLanes;
+          const auto position = load_codes<typename S::P, S::kLanes>(code + at);
+          // All four are read, so that no load hangs on a condition.
+          const auto [a, b, c, d] = windows.load(i + v * S::kLanes, V{});
+          const V upper = position == S::all(1) ? b : a, lower = position == S::all(3) ? d : c;
+          put<kStream>(out + at, position > S::all(1) ? lower : upper);
+        }
+      });
     });
-  });
   });
   if (kStream) stream_fence();
   return bad.bits == 0;

@@ -1,5 +1,5 @@
-// Vectors that the pooling kernels need: of any number of lanes, neighbours pulled apart and put together, and
-// conversions between positions in lanes and codes in bytes.
+// Vectors for the pooling kernels: of any number of lanes, columns pulled apart and put together, and conversions
+// between positions in lanes and codes in bytes.
 #pragma once
 
 #include "common/vector.h"
@@ -22,17 +22,36 @@ using Pack = typename PackOf<T, kLanes>::type;
 template <int kBytes>
 struct IntegerOf;
 template <>
-struct IntegerOf<1> { using type = int8_t; };
+struct IntegerOf<1> {
+  using type = int8_t;
+};
 template <>
-struct IntegerOf<2> { using type = int16_t; };
+struct IntegerOf<2> {
+  using type = int16_t;
+};
 template <>
-struct IntegerOf<4> { using type = int32_t; };
+struct IntegerOf<4> {
+  using type = int32_t;
+};
 template <>
-struct IntegerOf<8> { using type = int64_t; };
+struct IntegerOf<8> {
+  using type = int64_t;
+};
 template <class T>
 using Integer = typename IntegerOf<sizeof(T)>::type;
 
-// 0, 1, ... kCount - 1 as a pack of template arguments.
+template <bool kStream, class T, class V>
+ASEGNET_HOST_DEVICE void put(T* to, V value) {
+  if constexpr (kStream) {
+    stream_as(to, value);
+  } else {
+    store_as(to, value);
+  }
+}
+
+// ---- columns ------------------------------------------------------------------------------------------------
+
+// 0, 1, ... kCount - 1 as template arguments.
 template <int... kIndex>
 struct Indices {};
 template <int kCount, int... kIndex>
@@ -44,91 +63,103 @@ struct FirstIndices<0, kIndex...> {
 template <int kCount>
 using First = typename FirstIndices<kCount>::type;
 
-template <bool kStream, class T, class V>
-ASEGNET_HOST_DEVICE void put(T* to, V value) {
-  if constexpr (kStream) {
-    stream_as(to, value);
-  } else {
-    store_as(to, value);
-  }
-}
-
 template <class V>
-struct Two {
+struct Columns {
   V left, right;
 };
 
 template <class V, int... i>
-ASEGNET_HOST_DEVICE Two<V> evens_and_odds(V first, V second, Indices<i...>) {
+ASEGNET_HOST_DEVICE Columns<V> apart(V first, V second, Indices<i...>) {
   return {__builtin_shufflevector(first, second, (2 * i)...), __builtin_shufflevector(first, second, (2 * i + 1)...)};
 }
 
-// 2 * kLanes neighbours as left and right columns.
-template <int kLanes, class T>
-ASEGNET_HOST_DEVICE Two<Pack<T, kLanes>> load_pairs(const T* from) {
-  using V = Pack<T, kLanes>;
-  if constexpr (kLanes == 1) {
+// Windows whose columns are neighbours.
+template <class V, class T>
+ASEGNET_HOST_DEVICE Columns<V> load_columns(const T* from) {
+  if constexpr (sizeof(V) == sizeof(T)) {
     return {from[0], from[1]};
   } else {
-    return evens_and_odds(load_as<V>(from), load_as<V>(from + kLanes), First<kLanes>{});
+    constexpr int kLanes = sizeof(V) / sizeof(T);
+    return apart(load_as<V>(from), load_as<V>(from + kLanes), First<kLanes>{});
   }
 }
 
 template <bool kStream, class T, class V, int... i>
-ASEGNET_HOST_DEVICE void interleave(T* to, Two<V> v, Indices<i...>) {
+ASEGNET_HOST_DEVICE void put_interleaved(T* to, Columns<V> v, Indices<i...>) {
   constexpr int n = sizeof...(i);
   put<kStream>(to, __builtin_shufflevector(v.left, v.right, (i / 2 + i % 2 * n)...));
   put<kStream>(to + n, __builtin_shufflevector(v.left, v.right, (n / 2 + i / 2 + i % 2 * n)...));
 }
 
-template <bool kStream, int kLanes, class T>
-ASEGNET_HOST_DEVICE void store_pairs(T* to, Two<Pack<T, kLanes>> v) {
-  if constexpr (kLanes == 1) {
+template <bool kStream, class T, class V>
+ASEGNET_HOST_DEVICE void put_columns(T* to, Columns<V> v) {
+  if constexpr (sizeof(V) == sizeof(T)) {
     to[0] = v.left, to[1] = v.right;
   } else {
-    interleave<kStream>(to, v, First<kLanes>{});
+    put_interleaved<kStream>(to, v, First<sizeof(V) / sizeof(T)>{});
   }
 }
 
-// Codes in bytes as positions in lanes as wide as T, and back.
-template <class T, int kLanes>
-ASEGNET_HOST_DEVICE Pack<Integer<T>, kLanes> load_codes(const uint8_t* code) {
+// ---- codes: positions in lanes as wide as the values, and bytes ---------------------------------------------
+// g++ 12 converts most of these lane by lane, hence the instructions by name.
+
+template <class P, int kLanes>
+ASEGNET_HOST_DEVICE P load_codes(const uint8_t* code) {
   if constexpr (kLanes == 1) {
     return *code;
   } else {
-    return __builtin_convertvector(load_as<Pack<uint8_t, kLanes>>(code), Pack<Integer<T>, kLanes>);
-  }
-}
-
-// Positions fit a byte, so packing with saturation is exact. g++ 12 would convert lane by lane, without AVX-512.
-template <int kLanes, class P>
-ASEGNET_HOST_DEVICE Pack<uint8_t, kLanes> narrowed(P positions) {
-#if defined(__SSE2__) && !defined(__AVX512F__)
-  constexpr int kWidth = sizeof(P) / kLanes, kParts = sizeof(P) / 16;
-  if constexpr (kParts > 0 && (kWidth == 2 || kWidth == 4)) {
-    __m128i part[kParts];
-    __builtin_memcpy(part, &positions, sizeof(P));
-    int n = kParts;
-    const auto halve = [&](auto pack) {
-      for (int i = 0; i < n; i += 2) part[i / 2] = pack(part[i], part[i + 1 < n ? i + 1 : i]);
-      n = (n + 1) / 2;
-    };
-    if constexpr (kWidth == 4) halve([](__m128i a, __m128i b) { return _mm_packs_epi32(a, b); });
-    halve([](__m128i a, __m128i b) { return _mm_packs_epi16(a, b); });
-    Pack<uint8_t, kLanes> codes;
-    __builtin_memcpy(&codes, part, kLanes);
-    return codes;
-  }
+#if defined(__SSE2__)
+    constexpr int kWidth = sizeof(P) / kLanes;
+    __m128i bytes{};
+    __builtin_memcpy(&bytes, code, kLanes < 16 ? kLanes : 16);
+#if defined(__AVX512F__)
+    if constexpr (sizeof(P) == 64 && kWidth == 2) return (P)_mm512_cvtepu8_epi16(load_as<__m256i>(code));
+    if constexpr (sizeof(P) == 64 && kWidth == 4) return (P)_mm512_cvtepu8_epi32(bytes);
+    if constexpr (sizeof(P) == 64 && kWidth == 8) return (P)_mm512_cvtepu8_epi64(bytes);
 #endif
-  return __builtin_convertvector(positions, Pack<uint8_t, kLanes>);
+#if defined(__AVX2__)
+    if constexpr (sizeof(P) == 32 && kWidth == 2) return (P)_mm256_cvtepu8_epi16(bytes);
+    if constexpr (sizeof(P) == 32 && kWidth == 4) return (P)_mm256_cvtepu8_epi32(bytes);
+    if constexpr (sizeof(P) == 32 && kWidth == 8) return (P)_mm256_cvtepu8_epi64(bytes);
+#endif
+    if constexpr (sizeof(P) == 16) {
+      const __m128i zero{};
+      if constexpr (kWidth >= 2) bytes = _mm_unpacklo_epi8(bytes, zero);
+      if constexpr (kWidth >= 4) bytes = _mm_unpacklo_epi16(bytes, zero);
+      if constexpr (kWidth >= 8) bytes = _mm_unpacklo_epi32(bytes, zero);
+      return (P)bytes;
+    }
+#endif
+    return __builtin_convertvector(load_as<Pack<uint8_t, kLanes>>(code), P);
+  }
 }
 
-template <bool kStream, int kLanes, class P>
-ASEGNET_HOST_DEVICE void store_codes(uint8_t* code, P positions) {
+// kCount vectors of kLanes positions each.
+template <bool kStream, int kLanes, class P, int kCount>
+ASEGNET_HOST_DEVICE void put_codes(uint8_t* code, const P (&positions)[kCount]) {
   if constexpr (kLanes == 1) {
-    *code = static_cast<uint8_t>(positions);
+    *code = static_cast<uint8_t>(positions[0]);
   } else {
-    put<kStream>(code, narrowed<kLanes>(positions));
+#if defined(__SSE2__) && !defined(__AVX512F__)
+    constexpr int kWidth = sizeof(P) / kLanes, kParts = sizeof(positions) / 16;
+    if constexpr (kWidth == 2 || kWidth == 4) {  // positions fit a byte: saturation changes none
+      __m128i part[kParts];
+      __builtin_memcpy(part, positions, sizeof(positions));
+      int n = kParts;
+      const auto halve = [&](auto pack) {
+        for (int i = 0; i < n; i += 2) part[i / 2] = pack(part[i], part[i + 1 < n ? i + 1 : i]);
+        n = (n + 1) / 2;
+      };
+      if constexpr (kWidth == 4) halve([](__m128i a, __m128i b) { return _mm_packs_epi32(a, b); });
+      halve([](__m128i a, __m128i b) { return _mm_packs_epi16(a, b); });
+      Pack<uint8_t, kLanes * kCount> codes;
+      __builtin_memcpy(&codes, part, sizeof(codes));
+      return put<kStream>(code, codes);
+    }
+#endif
+    for (int v = 0; v < kCount; ++v) {
+      put<kStream>(code + v * kLanes, __builtin_convertvector(positions[v], Pack<uint8_t, kLanes>));
+    }
   }
 }
 
