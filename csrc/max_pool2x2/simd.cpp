@@ -22,7 +22,7 @@ template <class T>
 struct Neighbours {
   T *top, *bottom;
 
-  static constexpr uint8_t outside() { return 0; }
+  static constexpr uint8_t outside() { return 0xfc; }  // the bits that no code in the map has
   template <class V>
   ASEGNET_HOST_DEVICE Quad<V> load(int64_t i, V) const {
     const auto upper = load_columns<V>(top + 2 * i), lower = load_columns<V>(bottom + 2 * i);
@@ -46,7 +46,7 @@ template <class T, bool kWhole>
 struct Apart {
   T *a, *b, *c, *d;
 
-  uint8_t outside() const { return kWhole ? 0 : (b ? 0 : 1) | (c ? 0 : 2); }
+  uint8_t outside() const { return 0xfc | (kWhole || b ? 0 : 1) | (kWhole || c ? 0 : 2); }
   template <class V>
   ASEGNET_HOST_DEVICE Quad<V> load(int64_t i, V missing) const {
     const auto get = [&](const T* from) { return kWhole || from ? load_as<V>(from + i) : missing; };
@@ -125,20 +125,18 @@ bool can_stream(const Geometry& g, bool large_output, int64_t element_size, cons
   return rows && run * element_size % 64 == 0 && is_aligned(output) && is_aligned(codes);
 }
 
-// Collects codes that leave the map.
-struct BadCodes {
-  uint64_t bits = 0;
-  template <int kCount>
-  ASEGNET_HOST_DEVICE void look(const uint8_t* code, uint8_t outside) {
-    constexpr int kBytes = kCount < 8 ? kCount : 8;
-    const uint64_t bad = 0x0101010101010101u * static_cast<uint8_t>(0xfc | outside);
-    for (int i = 0; i < kCount; i += kBytes) {
-      uint64_t some = 0;
-      __builtin_memcpy(&some, code + i, kBytes);
-      bits |= some & bad;
-    }
+// Those of the bits `outside` that any of kCount codes has.
+template <int kCount>
+ASEGNET_HOST_DEVICE uint64_t bad_bits(const uint8_t* code, uint8_t outside) {
+  constexpr int kBytes = kCount < 8 ? kCount : 8;
+  uint64_t seen = 0;
+  for (int i = 0; i < kCount; i += kBytes) {
+    uint64_t some = 0;
+    __builtin_memcpy(&some, code + i, kBytes);
+    seen |= some;
   }
-};
+  return seen & 0x0101010101010101u * outside;
+}
 
 // ---- the three kernels --------------------------------------------------------------------------------------
 
@@ -148,6 +146,8 @@ void pool_rows(const void* x, void* y_out, uint8_t* code, const Geometry& g, int
   T* y = static_cast<T*>(y_out);
   for_rows(g, static_cast<const T*>(x), begin, end, [&](const T* top, const T* bottom, int64_t first, bool) {
     for_runs(g, top, bottom, first, [&](auto windows, int64_t start, int64_t count) {
+      T* best_to = y + start;
+      uint8_t* code_to = code + start;
       in_steps<T>(count, [&]<class S>(S, int64_t i) ASEGNET_INLINE {
         using V = typename S::V;
         typename S::P positions[S::kCount];
@@ -165,9 +165,9 @@ void pool_rows(const void* x, void* y_out, uint8_t* code, const Geometry& g, int
           const auto position_b = wb ? S::all(1) : S::all(0);
           const auto position_c = wc ? S::all(2) : position_b;
           positions[v] = wd ? S::all(3) : position_c;
-          put<kStream>(y + start + at, best);
+          put<kStream>(best_to + at, best);
         }
-        put_codes<kStream, S::kLanes>(code + start + i, positions);
+        put_codes<kStream, S::kLanes>(code_to + i, positions);
       });
     });
   });
@@ -179,22 +179,26 @@ bool unpool_rows(const void* y_in, const uint8_t* code, void* out, const Geometr
   const T* y = static_cast<const T*>(y_in);
   const int64_t used = 2 * g.pooled_width * g.inner, rest = g.width * g.inner - used;
   const auto zero = [](T* to, int64_t count) { __builtin_memset(to, 0, count * sizeof(T)); };
-  BadCodes bad;
+  uint64_t bad = 0;
   for_rows(g, static_cast<T*>(out), begin, end, [&](T* top, T* bottom, int64_t first, bool last) {
     for_runs(g, top, bottom, first, [&](auto windows, int64_t start, int64_t count) {
+      const T* value_from = y + start;
+      const uint8_t* code_from = code + start;
+      uint64_t bad_in_run = 0;
       in_steps<T>(count, [&]<class S>(S, int64_t i) ASEGNET_INLINE {
         using V = typename S::V;
         Quad<V> quads[S::kCount];
-        bad.look<S::kLanes * S::kCount>(code + start + i, windows.outside());
+        bad_in_run |= bad_bits<S::kLanes * S::kCount>(code_from + i, windows.outside());
         for (int v = 0; v < S::kCount; ++v) {
-          const int64_t at = start + i + v * S::kLanes;
-          const auto position = load_codes<typename S::P, S::kLanes>(code + at);
-          const V value = load_as<V>(y + at), none{};
+          const int64_t at = i + v * S::kLanes;
+          const auto position = load_codes<typename S::P, S::kLanes>(code_from + at);
+          const V value = load_as<V>(value_from + at), none{};
           quads[v] = {position == S::all(0) ? value : none, position == S::all(1) ? value : none,
                       position == S::all(2) ? value : none, position == S::all(3) ? value : none};
         }
         windows.template store<kStream>(i, quads, S::kCount);
       });
+      bad |= bad_in_run;
     });
     // The odd last column and row belong to no window.
     if (rest > 0) zero(top + used, rest);
@@ -202,31 +206,35 @@ bool unpool_rows(const void* y_in, const uint8_t* code, void* out, const Geometr
     if (last && g.height > 2 * g.pooled_height) zero(top + 2 * g.row, used + rest);
   });
   if (kStream) stream_fence();
-  return bad.bits == 0;
+  return bad == 0;
 }
 
 template <class T, bool kStream>
 bool gather_rows(const void* grad, const uint8_t* code, void* grad_y, const Geometry& g, int64_t begin, int64_t end) {
   T* out = static_cast<T*>(grad_y);
-  BadCodes bad;
+  uint64_t bad = 0;
   for_rows(g, static_cast<const T*>(grad), begin, end, [&](const T* top, const T* bottom, int64_t first, bool) {
     for_runs(g, top, bottom, first, [&](auto windows, int64_t start, int64_t count) {
+      T* to = out + start;
+      const uint8_t* code_from = code + start;
+      uint64_t bad_in_run = 0;
       in_steps<T>(count, [&]<class S>(S, int64_t i) ASEGNET_INLINE {
         using V = typename S::V;
-        bad.look<S::kLanes * S::kCount>(code + start + i, windows.outside());
+        bad_in_run |= bad_bits<S::kLanes * S::kCount>(code_from + i, windows.outside());
         for (int v = 0; v < S::kCount; ++v) {
-          const int64_t at = start + i + v * S::kLanes;
-          const auto position = load_codes<typename S::P, S::kLanes>(code + at);
+          const int64_t at = i + v * S::kLanes;
+          const auto position = load_codes<typename S::P, S::kLanes>(code_from + at);
           // All four are read, so that no load hangs on a condition.
-          const auto [a, b, c, d] = windows.load(i + v * S::kLanes, V{});
+          const auto [a, b, c, d] = windows.load(at, V{});
           const V upper = position == S::all(1) ? b : a, lower = position == S::all(3) ? d : c;
-          put<kStream>(out + at, position > S::all(1) ? lower : upper);
+          put<kStream>(to + at, position > S::all(1) ? lower : upper);
         }
       });
+      bad |= bad_in_run;
     });
   });
   if (kStream) stream_fence();
-  return bad.bits == 0;
+  return bad == 0;
 }
 
 template <class Order>
@@ -253,8 +261,8 @@ bool unpool_backward(const void* grad, const uint8_t* code, void* grad_y, const 
 namespace ASEGNET_ISA {
 const Kernels kernels = {
     {pool<ByValue<float>>, pool<ByValue<double>>, pool<OrderBFloat16>, pool<OrderFloat16>},
-    {unpool<int8_t>, unpool<int16_t>, unpool<int32_t>, unpool<int64_t>},
-    {unpool_backward<int8_t>, unpool_backward<int16_t>, unpool_backward<int32_t>, unpool_backward<int64_t>},
+    {unpool<int8_t>, unpool<int16_t>, unpool<float>, unpool<double>},
+    {unpool_backward<int8_t>, unpool_backward<int16_t>, unpool_backward<float>, unpool_backward<double>},
 };
 }  // namespace ASEGNET_ISA
 

@@ -73,13 +73,30 @@ ASEGNET_HOST_DEVICE Columns<V> apart(V first, V second, Indices<i...>) {
   return {__builtin_shufflevector(first, second, (2 * i)...), __builtin_shufflevector(first, second, (2 * i + 1)...)};
 }
 
+// The same where `first` holds quarters 0 and 2 of the row, `second` 1 and 3: no element crosses a half of a vector,
+// which takes AVX2 more than one instruction.
+template <class V, int... i>
+ASEGNET_HOST_DEVICE Columns<V> apart_in_halves(V first, V second, Indices<i...>) {
+  constexpr int n = sizeof...(i), half = n / 2, quarter = n / 4;
+  constexpr auto from = [](int at) { return at / half * half + at % quarter * 2 + at % half / quarter * n; };
+  return {__builtin_shufflevector(first, second, from(i)...), __builtin_shufflevector(first, second, (from(i) + 1)...)};
+}
+template <class H, int... i>
+ASEGNET_HOST_DEVICE auto join(H low, H high, Indices<i...>) {
+  return __builtin_shufflevector(low, high, i...);
+}
+
 // Windows whose columns are neighbours.
 template <class V, class T>
 ASEGNET_HOST_DEVICE Columns<V> load_columns(const T* from) {
-  if constexpr (sizeof(V) == sizeof(T)) {
+  constexpr int kLanes = sizeof(V) / sizeof(T);
+  if constexpr (kLanes == 1) {
     return {from[0], from[1]};
+  } else if constexpr (sizeof(V) == 32) {
+    const auto quarter = [&](int i) { return load_as<Pack<T, kLanes / 2>>(from + i * kLanes / 2); };
+    const First<kLanes> all;
+    return apart_in_halves<V>(join(quarter(0), quarter(2), all), join(quarter(1), quarter(3), all), all);
   } else {
-    constexpr int kLanes = sizeof(V) / sizeof(T);
     return apart(load_as<V>(from), load_as<V>(from + kLanes), First<kLanes>{});
   }
 }
