@@ -57,8 +57,8 @@ ASEGNET_HOST_DEVICE void store_as(T* to, V value) {
   __builtin_memcpy(to, &value, sizeof(V));
 }
 
-// Streaming store of one vector (of 16, 32 or 64 bytes) to an address aligned to its size: the line goes to memory
-// without being read, and leaves the cache to others. Call stream_fence() before another thread may read.
+// Streaming store of one vector to an address aligned to its size: the line goes to memory without being read, and
+// leaves the cache to others. Vectors of fewer than 4 bytes, and any where there is no SSE2, are stored as others. Call stream_fence() before another thread may read.
 template <class V, class T>
 ASEGNET_HOST_DEVICE void stream_as(T* to, V value) {
 #if defined(__AVX512F__)
@@ -74,6 +74,17 @@ ASEGNET_HOST_DEVICE void stream_as(T* to, V value) {
   }
 #endif
 #if defined(__SSE2__)
+  if constexpr (sizeof(V) == 4) {
+    int32_t bits;
+    __builtin_memcpy(&bits, &value, 4);
+    return _mm_stream_si32((int*)to, bits);
+  }
+  if constexpr (sizeof(V) == 8) {
+    long long bits;
+    __builtin_memcpy(&bits, &value, 8);
+    return _mm_stream_si64((long long*)to, bits);
+  }
+  if constexpr (sizeof(V) < 4) return store_as(to, value);
   __m128i parts[sizeof(V) / 16];
   __builtin_memcpy(parts, &value, sizeof(V));
   for (unsigned i = 0; i < sizeof(V) / 16; ++i) _mm_stream_si128((__m128i*)to + i, parts[i]);

@@ -1,8 +1,8 @@
 // Tensors in, tensors out: layouts, threads over rows of windows, and the words of an error.
 #include <algorithm>
 #include <atomic>
-#include <cstring>
 
+#include "common/cache.h"
 #include "common/tensor.h"
 #include "max_pool2x2/kernels.h"
 #include "max_pool2x2/math.h"
@@ -10,39 +10,25 @@
 namespace asegnet::max_pool2x2 {
 namespace {
 
-// Strides of the large map, in elements.
-struct Strides {
-  int64_t image, channel, row, column;
-};
-
-Strides dense_strides(const Dims& d, bool channels_last) {
-  if (channels_last) return {d.h * d.w * d.c, 1, d.w * d.c, d.c};
-  return {d.c * d.h * d.w, d.h * d.w, d.w, 1};
-}
-
-// A map [N, C, H, W] as rows of windows. channels_last: N*h rows, all channels side by side;
-// NCHW: N*C*h rows of one channel.
+// The rows of windows over a large map, N*h for channels_last and N*C*h for NCHW, as threads share them.
 struct Rows {
-  Dims full;       // the large map
-  Dims pooled;     // the small one, dense
-  bool channels_last;
-  Strides large;
+  Geometry geometry;
+  int64_t count;
+  int64_t bytes;  // that the op moves: the large map, the small one and the codes, each once
 
-  int64_t count() const { return channels_last ? full.n * pooled.h : full.n * full.c * pooled.h; }
-  int64_t inner() const { return channels_last ? full.c : 1; }
-  Row row() const { return {pooled.w, full.w, inner(), large.column}; }
-  int64_t small_length() const { return pooled.w * inner(); }
-  int64_t large_length() const { return full.w * inner(); }
-  // Offset, in elements, of window row `r` in the small map, and of its first input row in the large one.
-  int64_t small_offset(int64_t r) const { return r * small_length(); }
-  int64_t large_offset(int64_t r) const {
-    const int64_t plane = r / pooled.h, top = 2 * (r % pooled.h) * large.row;
-    if (channels_last) return plane * large.image + top;
-    if (large.image == full.c * large.channel) return plane * large.channel + top;  // spares a division
-    return plane / full.c * large.image + plane % full.c * large.channel + top;
+  Rows(const Tensor& large, const Dims& pooled, bool channels_last) {
+    const Dims full = dims4(large, "the large map");
+    const int64_t image = large.stride(0), channel = large.stride(1), row = large.stride(2);
+    geometry = {pooled.h, pooled.w, full.h, full.w, channels_last ? full.c : 1, channels_last ? 1 : full.c,
+                image, channel, row, large.stride(3)};
+    count = full.n * geometry.channels * pooled.h;
+    bytes = (full.numel() + pooled.numel()) * static_cast<int64_t>(large.element_size()) + pooled.numel();
+    const bool seamless = channels_last ? image == full.h * row
+                                        : channel == full.h * row && image == full.c * channel;
+    if (seamless && full.h == 2 * pooled.h) {  // all planes are one tall plane
+      geometry.pooled_height = count, geometry.height = 2 * count, geometry.channels = 1;
+    }
   }
-  bool has_second(int64_t r) const { return 2 * (r % pooled.h) + 1 < full.h; }
-  bool is_last(int64_t r) const { return r % pooled.h == pooled.h - 1; }
 };
 
 // The large map as unpool_backward may read it: itself where what its kernel calls a column is contiguous (as in
@@ -52,26 +38,29 @@ Tensor readable(const Tensor& t, bool channels_last) {
   return t.size(inner) <= 1 || t.stride(inner) == 1 ? t : dense(t, channels_last);
 }
 
-Strides strides_of(const Tensor& t) { return {t.stride(0), t.stride(1), t.stride(2), t.stride(3)}; }
+// Waking a thread takes some 10 us, in which one core moves about this many bytes.
+constexpr int64_t kBytesPerThread = 256 << 10;
 
-template <class T>
-auto* at(T* base, int64_t offset, int64_t element_size) {
-  using Byte = std::conditional_t<std::is_const_v<T>, const char, char>;
-  return static_cast<T*>(static_cast<Byte*>(base) + offset * element_size);
+// Calls f(begin, end, stream) on ranges of rows, in threads where there is enough to do.
+template <class F>
+void in_threads(const Rows& rows, const F& f) {
+  const int64_t rows_per_thread = std::max<int64_t>(1, kBytesPerThread * rows.count / rows.bytes);
+  const bool stream = exceeds_cache(rows.bytes);
+  parallel_for(0, rows.count, rows_per_thread, [&](int64_t begin, int64_t end) { f(begin, end, stream); });
 }
 
 // Runs again over the codes, on one thread, only to say where the first bad one is.
-[[noreturn]] void report_bad_code(const Tensor& code, const Rows& rows) {
+[[noreturn]] void report_bad_code(const Tensor& code, const Dims& full, const Dims& pooled, bool channels_last) {
   const auto* p = static_cast<const uint8_t*>(code.const_data_ptr());
-  for (int64_t i = 0; i < rows.pooled.numel(); ++i) {
+  for (int64_t i = 0; i < pooled.numel(); ++i) {
     int64_t n, c, y, x, rest = i;
     const auto take = [&](int64_t size) { const int64_t v = rest % size; rest /= size; return v; };
-    if (rows.channels_last) {
-      c = take(rows.pooled.c), x = take(rows.pooled.w), y = take(rows.pooled.h), n = rest;
+    if (channels_last) {
+      c = take(pooled.c), x = take(pooled.w), y = take(pooled.h), n = rest;
     } else {
-      x = take(rows.pooled.w), y = take(rows.pooled.h), c = take(rows.pooled.c), n = rest;
+      x = take(pooled.w), y = take(pooled.h), c = take(pooled.c), n = rest;
     }
-    const bool inside = is_code(p[i]) && 2 * y + (p[i] >> 1) < rows.full.h && 2 * x + (p[i] & 1) < rows.full.w;
+    const bool inside = is_code(p[i]) && 2 * y + (p[i] >> 1) < full.h && 2 * x + (p[i] & 1) < full.w;
     if (inside) continue;
     std::ostringstream got;
     got << static_cast<int>(p[i]) << " at [" << n << ", " << c << ", " << y << ", " << x << "]";
@@ -107,19 +96,14 @@ std::tuple<Tensor, Tensor> pool(const Tensor& x_in, bool ceil_mode) {
   const Dims pooled{full.n, full.c, pooled_size(full.h, ceil_mode), pooled_size(full.w, ceil_mode)};
   Tensor y = empty4(pooled, x.scalar_type(), x, channels_last);
   Tensor code = empty4(pooled, ScalarType::Byte, x, channels_last);
-  const Rows rows{full, pooled, channels_last, dense_strides(full, channels_last)};
   const auto kernel = kernels().pool[float_of(x, "x")];
   if (pooled.numel() == 0) return {y, code};
+  const Rows rows(x, pooled, channels_last);
   const void* px = x.const_data_ptr();
   void* py = y.mutable_data_ptr();
   auto* pcode = static_cast<uint8_t*>(code.mutable_data_ptr());
-  const int64_t size = x.element_size();
-  parallel_for(0, rows.count(), grain(2 * rows.large_length()), [&](int64_t begin, int64_t end) {
-    for (int64_t r = begin; r < end; ++r) {
-      const int64_t top = rows.large_offset(r);
-      const void* row1 = rows.has_second(r) ? at(px, top + rows.large.row, size) : nullptr;
-      kernel(at(px, top, size), row1, at(py, rows.small_offset(r), size), pcode + rows.small_offset(r), rows.row());
-    }
+  in_threads(rows, [&](int64_t begin, int64_t end, bool stream) {
+    kernel(px, py, pcode, rows.geometry, begin, end, stream);
   });
   return {y, code};
 }
@@ -136,24 +120,16 @@ Tensor unpool(const Tensor& y_in, const Tensor& code_in, int64_t height, int64_t
   Tensor out = empty4(full, y.scalar_type(), y, channels_last);
   if (full.numel() == 0) return out;
   if (pooled.numel() == 0) return torch::stable::zero_(out);
-  const Rows rows{full, pooled, channels_last, dense_strides(full, channels_last)};
+  const Rows rows(out, pooled, channels_last);
   const auto kernel = kernels().unpool[log2_element_size(y)];
   const void* py = y.const_data_ptr();
   const auto* pcode = static_cast<const uint8_t*>(code.const_data_ptr());
   void* pout = out.mutable_data_ptr();
-  const int64_t size = y.element_size();
   std::atomic<bool> bad{false};
-  parallel_for(0, rows.count(), grain(2 * rows.large_length()), [&](int64_t begin, int64_t end) {
-    for (int64_t r = begin; r < end; ++r) {
-      const int64_t top = rows.large_offset(r), small = rows.small_offset(r);
-      void* row1 = rows.has_second(r) ? at(pout, top + rows.large_length(), size) : nullptr;
-      if (!kernel(at(py, small, size), pcode + small, at(pout, top, size), row1, rows.row())) bad = true;
-      if (rows.is_last(r) && full.h > 2 * pooled.h) {  // the odd last row belongs to no window
-        std::memset(at(pout, top + 2 * rows.large_length(), size), 0, rows.large_length() * size);
-      }
-    }
+  in_threads(rows, [&](int64_t begin, int64_t end, bool stream) {
+    if (!kernel(py, pcode, pout, rows.geometry, begin, end, stream)) bad = true;
   });
-  if (bad) report_bad_code(code, rows);
+  if (bad) report_bad_code(code, full, pooled, channels_last);
   return out;
 }
 
@@ -168,21 +144,16 @@ Tensor unpool_backward(const Tensor& grad_in, const Tensor& code_in) {
   const Tensor grad = readable(grad_in, channels_last), code = dense(code_in, channels_last);
   Tensor out = empty4(pooled, grad.scalar_type(), grad, channels_last);
   if (pooled.numel() == 0) return out;
-  const Rows rows{full, pooled, channels_last, strides_of(grad)};
+  const Rows rows(grad, pooled, channels_last);
   const auto kernel = kernels().unpool_backward[log2_element_size(grad)];
   const void* pgrad = grad.const_data_ptr();
   const auto* pcode = static_cast<const uint8_t*>(code.const_data_ptr());
   void* pout = out.mutable_data_ptr();
-  const int64_t size = grad.element_size();
   std::atomic<bool> bad{false};
-  parallel_for(0, rows.count(), grain(2 * rows.large_length()), [&](int64_t begin, int64_t end) {
-    for (int64_t r = begin; r < end; ++r) {
-      const int64_t top = rows.large_offset(r), small = rows.small_offset(r);
-      const void* row1 = rows.has_second(r) ? at(pgrad, top + rows.large.row, size) : nullptr;
-      if (!kernel(at(pgrad, top, size), row1, pcode + small, at(pout, small, size), rows.row())) bad = true;
-    }
+  in_threads(rows, [&](int64_t begin, int64_t end, bool stream) {
+    if (!kernel(pgrad, pcode, pout, rows.geometry, begin, end, stream)) bad = true;
   });
-  if (bad) report_bad_code(code, rows);
+  if (bad) report_bad_code(code, full, pooled, channels_last);
   return out;
 }
 

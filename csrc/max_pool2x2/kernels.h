@@ -1,4 +1,4 @@
-// Raw-pointer kernels of max_pool2x2: one call works on one row of windows (fixed image, fixed window row).
+// Raw-pointer kernels of max_pool2x2: one call works on a range of rows of windows.
 #pragma once
 
 #include <cstdint>
@@ -7,22 +7,26 @@
 
 namespace asegnet::max_pool2x2 {
 
-// A row of windows lies over two input rows of `inner` elements per column: inner = C for channels_last,
-// 1 for NCHW (there a "row" belongs to one channel). `pooled` windows in the row; `width` columns in the full
-// map (2*pooled - 1, 2*pooled or 2*pooled + 1). Row 1 is null where the last window is half-filled.
-// unpool_backward alone reads maps whose columns lie further apart than `inner`: `pitch`.
-struct Row {
-  int64_t pooled, width, inner, pitch;
+// The large map is `planes` planes of height x width; a row of windows lies over two of its rows. The small map and
+// the codes are dense: row r of all rows of windows starts at r * pooled_width * inner. channels_last: a plane is an
+// image, with `inner` = C elements per column. NCHW: a plane is one channel, `inner` = 1.
+struct Geometry {
+  int64_t pooled_height, pooled_width, height, width, inner;
+  int64_t channels;                      // planes per image
+  int64_t image, channel, row, column;   // the large map's strides, in elements
 };
 
+// Rows of windows [begin, end). `stream`: outputs are to bypass the cache where their alignment allows it.
 struct Kernels {
-  // x rows -> y, code. Indexed by Float (common/tensor.h).
-  void (*pool[4])(const void* row0, const void* row1, void* y, uint8_t* code, Row r);
-  // y, code -> output rows, each element written once. Indexed by log2 of the element size.
+  // x -> y, code. Indexed by Float (common/tensor.h).
+  void (*pool[4])(const void* x, void* y, uint8_t* code, const Geometry& g, int64_t begin, int64_t end, bool stream);
+  // y, code -> the large map, each element written once. Indexed by log2 of the element size.
   // Returns false where a code is above 3 or points outside the map; such an element is written nowhere.
-  bool (*unpool[4])(const void* y, const uint8_t* code, void* row0, void* row1, Row r);
-  // gradient rows, code -> gradient of y. Same index, same answer; an invalid code reads nothing.
-  bool (*unpool_backward[4])(const void* row0, const void* row1, const uint8_t* code, void* grad_y, Row r);
+  bool (*unpool[4])(const void* y, const uint8_t* code, void* out, const Geometry& g, int64_t begin, int64_t end,
+                    bool stream);
+  // gradient of the large map, code -> gradient of y. Same index, same answer; nothing outside the map is read.
+  bool (*unpool_backward[4])(const void* grad, const uint8_t* code, void* grad_y, const Geometry& g, int64_t begin,
+                             int64_t end, bool stream);
 };
 
 ASEGNET_DECLARE_KERNELS(Kernels)

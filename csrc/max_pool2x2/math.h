@@ -1,4 +1,4 @@
-// 2x2 max-pool with positions: the scalar rules, once for CPU and CUDA.
+// 2x2 max-pool with positions: the rules, once for CPU and CUDA, and on the CPU for one value or a vector of them.
 #pragma once
 
 #include <cstdint>
@@ -11,34 +11,33 @@ namespace asegnet::max_pool2x2 {
 // and the last NaN win, and a window of -inf alone has position 0.
 //
 // How stored values are compared: floats as themselves, halves as sortable 16-bit integers. Halves then need no
-// conversion and fill twice the lanes; both zeros map to 0 and every NaN to the largest key.
+// conversion and fill twice the lanes; both zeros map to 0 and every NaN to the largest key. V is the stored type or
+// a vector of it; `wins` is a bool of the one or a mask of the other. `kLowest` never wins: it stands for an element
+// outside the map.
 template <class T>
 struct ByValue {
   using Stored = T;
-  using Position = uint8_t;
-  static ASEGNET_HOST_DEVICE T key(T v) { return v; }
-  static ASEGNET_HOST_DEVICE bool wins(T candidate, T best) { return (candidate > best) | (candidate != candidate); }
+  static constexpr T kLowest = -static_cast<T>(__builtin_inf());
   template <class V>
-  static ASEGNET_HOST_DEVICE V select(bool mask, V yes, V no) { return mask ? yes : no; }
+  static ASEGNET_HOST_DEVICE V key(V v) { return v; }
+  template <class V>
+  static ASEGNET_HOST_DEVICE auto wins(V candidate, V best) { return (candidate > best) | (candidate != candidate); }
 };
-// Masks are all-ones words and selection is arithmetic: g++ 12 vectorises no 16-bit selection by bool.
 template <int kInfinity>  // the bits of +infinity
 struct ByBits {
-  using Stored = uint16_t;
-  using Position = uint16_t;
-  static ASEGNET_HOST_DEVICE int16_t mask(bool b) { return static_cast<int16_t>(-static_cast<int16_t>(b)); }
-  static ASEGNET_HOST_DEVICE int16_t key(uint16_t bits) {
-    const int16_t magnitude = static_cast<int16_t>(bits & 0x7fff);
-    const int16_t sign = static_cast<int16_t>(static_cast<int16_t>(bits) >> 15);
-    const int16_t ordered = static_cast<int16_t>((magnitude ^ sign) - sign);
-    return select(mask(magnitude > kInfinity), int16_t{0x7fff}, ordered);
-  }
-  static ASEGNET_HOST_DEVICE int16_t wins(int16_t candidate, int16_t best) {
-    return static_cast<int16_t>(mask(candidate > best) | mask(candidate == 0x7fff));
+  using Stored = int16_t;
+  static constexpr int16_t kLowest = static_cast<int16_t>(0x8000 | kInfinity);
+  static constexpr int16_t kNaN = 0x7fff;
+  template <class V>
+  static ASEGNET_HOST_DEVICE V key(V bits) {
+    const V magnitude = bits & kNaN, sign = bits >> 15;
+    const V ordered = (magnitude ^ sign) - sign, nan = V{} + kNaN;
+    return magnitude > int16_t{kInfinity} ? nan : ordered;
   }
   template <class V>
-  static ASEGNET_HOST_DEVICE V select(int16_t mask, V yes, V no) {
-    return static_cast<V>((yes & mask) | (no & ~mask));
+  static ASEGNET_HOST_DEVICE auto wins(V candidate, V best) {
+    const V below_nan = V{} + static_cast<int16_t>(kNaN - 1);
+    return candidate > (best < below_nan ? best : below_nan);
   }
 };
 using OrderBFloat16 = ByBits<0x7f80>;
@@ -46,7 +45,6 @@ using OrderFloat16 = ByBits<0x7c00>;
 
 // Position inside a window, 2*dy + dx.
 ASEGNET_HOST_DEVICE bool is_code(uint8_t code) { return code < 4; }
-ASEGNET_HOST_DEVICE uint8_t code_of(int dy, int dx) { return static_cast<uint8_t>(2 * dy + dx); }
 
 // Size of the pooled side: ceil_mode keeps the last, half-filled window of an odd side.
 ASEGNET_HOST_DEVICE int64_t pooled_size(int64_t size, bool ceil_mode) { return (size + (ceil_mode ? 1 : 0)) / 2; }

@@ -1,227 +1,308 @@
-// Plain loops over contiguous memory, written so that the compiler vectorises them for each instruction set.
+// A kernel is a step on as many windows as fill a cache line with values, and one walk over the map for all of them.
 // Bytes: pool reads 4 and writes 1 element and 1 code per window; unpool the reverse. Nothing else moves.
 #include "max_pool2x2/kernels.h"
 
 #include "max_pool2x2/math.h"
+#include "max_pool2x2/vector.h"
 
 namespace asegnet::max_pool2x2 {
 namespace {
 
+// ---- where the elements of a window lie ---------------------------------------------------------------------
+
+template <class V>
+struct Quad {  // in the order of their codes: top left and right, bottom left and right
+  V a, b, c, d;
+};
+
+// Bits that no code of a whole window has.
+constexpr uint8_t kOutside = 0xfc;
+
+// Bytes of the map to fetch ahead of a step. The two rows of NCHW windows leap over each other through one run of
+// memory, which the hardware does not follow: 4 KiB, measured best of 1, 2 and 4. channels_last gains little.
+constexpr int kAheadNeighbours = 4096, kAheadApart = 1024;
+
 template <class T>
-struct Window {  // the four elements under one window, columns `step` apart, elements `stride` apart
-  const T *a, *b, *c, *d;
-};
-
-template <int64_t kCount>
-struct Fixed {
-  constexpr operator int64_t() const { return kCount; }
-};
-
-// Calls f(start, length) over blocks of fixed lengths. NCHW rows are short, and a loop of a length known to the
-// compiler vectorises where one of unknown length would fall to its scalar tail.
-template <class F>
-void in_blocks(int64_t count, const F& f) {
-  int64_t i = 0;
-  for (; i + 64 <= count; i += 64) f(i, Fixed<64>{});
-  if (i + 32 <= count) f(i, Fixed<32>{}), i += 32;
-  if (i + 16 <= count) f(i, Fixed<16>{}), i += 16;
-  if (i + 8 <= count) f(i, Fixed<8>{}), i += 8;
-  for (; i < count; ++i) f(i, Fixed<1>{});
-}
-
-// One run of windows whose four inputs advance by `kStride` elements each.
-template <class Order, int kStride, class T, class Count>
-void pool_run(Window<T> in, T* __restrict y, uint8_t* __restrict code, Count count) {
-  for (int64_t i = 0; i < count; ++i) {
-    const T va = in.a[i * kStride], vb = in.b[i * kStride], vc = in.c[i * kStride], vd = in.d[i * kStride];
-    using P = typename Order::Position;
-    const auto ka = Order::key(va), kb = Order::key(vb), kc = Order::key(vc), kd = Order::key(vd);
-    const auto wb = Order::wins(kb, ka);
-    const auto best_b = Order::select(wb, kb, ka);
-    const auto wc = Order::wins(kc, best_b);
-    const auto wd = Order::wins(kd, Order::select(wc, kc, best_b));
-    y[i] = Order::select(wd, vd, Order::select(wc, vc, Order::select(wb, vb, va)));
-    code[i] = static_cast<uint8_t>(Order::select(wd, P{3}, Order::select(wc, P{2}, Order::select(wb, P{1}, P{0}))));
+ASEGNET_HOST_DEVICE void fetch(const T* from, int64_t count, int ahead) {
+  for (int64_t byte = 0; byte < count * static_cast<int64_t>(sizeof(T)); byte += 64) {
+    __builtin_prefetch(reinterpret_cast<const char*>(from) + byte + ahead);
   }
 }
 
-// A window at the edge that has fewer than four elements.
-template <class Order, class T>
-void pool_edge(const T* row0, const T* row1, bool second, T* y, uint8_t* code, int64_t inner) {
-  for (int64_t i = 0; i < inner; ++i) {
-    T value = row0[i];
-    uint8_t position = 0;
-    const auto consider = [&](const T* row, int64_t at, uint8_t here) {
-      if (Order::wins(Order::key(row[at]), Order::key(value))) value = row[at], position = here;
+// A run of whole windows along a row, whose columns are neighbours (NCHW).
+template <class T>
+struct Neighbours {
+  T *top, *bottom;
+
+  static constexpr uint8_t outside() { return kOutside; }
+  template <int kWindows>
+  ASEGNET_HOST_DEVICE void prefetch(int64_t i) const {
+    fetch(top + 2 * i, 2 * kWindows, kAheadNeighbours), fetch(bottom + 2 * i, 2 * kWindows, kAheadNeighbours);
+  }
+  template <class V>
+  ASEGNET_HOST_DEVICE Quad<V> load(int64_t i, V) const {
+    const auto upper = load_columns<V>(top + 2 * i), lower = load_columns<V>(bottom + 2 * i);
+    return {upper.left, upper.right, lower.left, lower.right};
+  }
+  template <bool kStream, class V, int kCount>
+  ASEGNET_HOST_DEVICE void store(int64_t i, const Quad<V> (&quads)[kCount]) const {
+    constexpr int kLanes = sizeof(V) / sizeof(T);
+    for (int v = 0; v < kCount; ++v) {
+      put_columns<kStream>(top + 2 * (i + v * kLanes), Columns<V>{quads[v].a, quads[v].b});
+    }
+    for (int v = 0; v < kCount; ++v) {
+      put_columns<kStream>(bottom + 2 * (i + v * kLanes), Columns<V>{quads[v].c, quads[v].d});
+    }
+  }
+};
+
+// A run of channels of one window, whose columns lie apart (channels_last). In a window that is not whole the
+// elements to the right of the map or below it are null.
+template <class T, bool kWhole>
+struct Apart {
+  T *a, *b, *c, *d;
+
+  template <int kWindows>
+  ASEGNET_HOST_DEVICE void prefetch(int64_t i) const {
+    if (!kWhole) return;
+    fetch(a + i, kWindows, kAheadApart), fetch(b + i, kWindows, kAheadApart);
+    fetch(c + i, kWindows, kAheadApart), fetch(d + i, kWindows, kAheadApart);
+  }
+  uint8_t outside() const { return kOutside | (kWhole || b ? 0 : 1) | (kWhole || c ? 0 : 2); }
+  template <class V>
+  ASEGNET_HOST_DEVICE Quad<V> load(int64_t i, V missing) const {
+    const auto get = [&](const T* from) { return kWhole || from ? load_as<V>(from + i) : missing; };
+    return {get(a), get(b), get(c), get(d)};
+  }
+  template <bool kStream, class V, int kCount>
+  ASEGNET_HOST_DEVICE void store(int64_t i, const Quad<V> (&quads)[kCount]) const {
+    const auto to = [&](T* corner, V Quad<V>::*value) {
+      if (!kWhole && !corner) return;
+      for (int v = 0; v < kCount; ++v) put<kStream>(corner + i + v * (sizeof(V) / sizeof(T)), quads[v].*value);
     };
-    if (second) consider(row0, inner + i, 1);
-    if (row1) consider(row1, i, 2);
-    if (row1 && second) consider(row1, inner + i, 3);
-    y[i] = value;
-    code[i] = position;
+    to(a, &Quad<V>::a), to(b, &Quad<V>::b), to(c, &Quad<V>::c), to(d, &Quad<V>::d);
   }
-}
+};
 
-// Windows of a row that have all four elements.
-int64_t whole_windows(const void* row1, Row r) {
-  return row1 ? (r.width < 2 * r.pooled ? r.pooled - 1 : r.pooled) : 0;
-}
+// One row of such windows, for streaming stores, which want few lines open at a time.
+template <class T, bool kLower>
+struct HalfApart {
+  T *left, *right;
+
+  static constexpr uint8_t outside() { return kOutside; }
+  template <bool kStream, class V, int kCount>
+  ASEGNET_HOST_DEVICE void store(int64_t i, const Quad<V> (&quads)[kCount]) const {
+    constexpr int kLanes = sizeof(V) / sizeof(T);
+    for (int v = 0; v < kCount; ++v) put<kStream>(left + i + v * kLanes, kLower ? quads[v].c : quads[v].a);
+    for (int v = 0; v < kCount; ++v) put<kStream>(right + i + v * kLanes, kLower ? quads[v].d : quads[v].b);
+  }
+};
+
+// ---- the three steps ----------------------------------------------------------------------------------------
+
+// kBytes of T: kCount vectors V of kLanes values, and their positions P.
+template <class T, int kBytes>
+struct Step {
+  static constexpr int kLanes = (kBytes < kVectorBytes ? kBytes : kVectorBytes) / sizeof(T);
+  static constexpr int kWindows = kBytes / sizeof(T), kCount = kWindows / kLanes;
+  using V = Pack<T, kLanes>;
+  using P = Pack<Integer<T>, kLanes>;
+  static P all(int position) { return P{} + static_cast<Integer<T>>(position); }
+};
+
+// Each works on the windows i, i + 1, ... of a run, whose values and codes start at `at` in the small map, and
+// collects in `bad` the bits of codes that leave the map.
 
 template <class Order>
-void pool(const void* p0, const void* p1, void* py, uint8_t* code, Row r) {
+struct Pool {
   using T = typename Order::Stored;
-  const T* row0 = static_cast<const T*>(p0);
-  const T* row1 = static_cast<const T*>(p1);
-  T* y = static_cast<T*>(py);
-  const int64_t whole = whole_windows(row1, r);
-  if (r.inner == 1) {
-    in_blocks(whole, [&](int64_t i, auto count) {
-      const T *top = row0 + 2 * i, *bottom = row1 + 2 * i;
-      pool_run<Order, 2, T>({top, top + 1, bottom, bottom + 1}, y + i, code + i, count);
-    });
-  } else {
-    for (int64_t j = 0; j < whole; ++j) {
-      const T *top = row0 + 2 * j * r.inner, *bottom = row1 + 2 * j * r.inner;
-      pool_run<Order, 1, T>({top, top + r.inner, bottom, bottom + r.inner}, y + j * r.inner, code + j * r.inner,
-                            r.inner);
+  using Large = const T;
+  static constexpr bool kWritesMap = false;
+  T* y;
+  uint8_t* code;
+  uint64_t bad = 0;
+
+  template <class S, bool kStream, class Windows>
+  ASEGNET_HOST_DEVICE void step(const Windows& windows, int64_t i, int64_t at) {
+    using V = typename S::V;
+    typename S::P positions[S::kCount];
+    windows.template prefetch<S::kWindows>(i);
+    for (int v = 0; v < S::kCount; ++v) {
+      const V missing = V{} + Order::kLowest;
+      const auto [a, b, c, d] = windows.load(i + v * S::kLanes, missing);
+      const V ka = Order::key(a), kb = Order::key(b), kc = Order::key(c), kd = Order::key(d);
+      const auto wins_b = Order::wins(kb, ka);
+      const V key_b = wins_b ? kb : ka, best_b = wins_b ? b : a;
+      const auto wins_c = Order::wins(kc, key_b);
+      const V key_c = wins_c ? kc : key_b, best_c = wins_c ? c : best_b;
+      const auto wins_d = Order::wins(kd, key_c);
+      const V best = wins_d ? d : best_c;
+      const auto position_b = wins_b ? S::all(1) : S::all(0);
+      const auto position_c = wins_c ? S::all(2) : position_b;
+      positions[v] = wins_d ? S::all(3) : position_c;
+      put<kStream>(y + at + i + v * S::kLanes, best);
+    }
+    put_codes<kStream, S::kLanes>(code + at + i, positions);
+  }
+};
+
+// Those of the bits `outside` that any of kCount codes has.
+template <int kCount>
+ASEGNET_HOST_DEVICE uint64_t bad_bits(const uint8_t* code, uint8_t outside) {
+  constexpr int kBytes = kCount < 8 ? kCount : 8;
+  uint64_t seen = 0;
+  for (int i = 0; i < kCount; i += kBytes) {
+    uint64_t some = 0;
+    __builtin_memcpy(&some, code + i, kBytes);
+    seen |= some;
+  }
+  return seen & 0x0101010101010101u * outside;
+}
+
+template <class Element>
+struct Unpool {
+  using T = Element;
+  using Large = T;
+  static constexpr bool kWritesMap = true;
+  const T* y;
+  const uint8_t* code;
+  uint64_t bad = 0;
+
+  template <class S, bool kStream, class Windows>
+  ASEGNET_HOST_DEVICE void step(const Windows& windows, int64_t i, int64_t at) {
+    using V = typename S::V;
+    Quad<V> quads[S::kCount];
+    bad |= bad_bits<S::kWindows>(code + at + i, windows.outside());
+    for (int v = 0; v < S::kCount; ++v) {
+      const int64_t here = at + i + v * S::kLanes;
+      const auto position = load_codes<typename S::P, S::kLanes>(code + here);
+      const V value = load_as<V>(y + here), none{};
+      quads[v] = {position == S::all(0) ? value : none, position == S::all(1) ? value : none,
+                  position == S::all(2) ? value : none, position == S::all(3) ? value : none};
+    }
+    windows.template store<kStream>(i, quads);
+  }
+};
+
+template <class Element>
+struct Gather {
+  using T = Element;
+  using Large = const T;
+  static constexpr bool kWritesMap = false;
+  const uint8_t* code;
+  T* grad_y;
+  uint64_t bad = 0;
+
+  template <class S, bool kStream, class Windows>
+  ASEGNET_HOST_DEVICE void step(const Windows& windows, int64_t i, int64_t at) {
+    using V = typename S::V;
+    windows.template prefetch<S::kWindows>(i);
+    bad |= bad_bits<S::kWindows>(code + at + i, windows.outside());
+    for (int v = 0; v < S::kCount; ++v) {
+      const int64_t here = at + i + v * S::kLanes;
+      const auto position = load_codes<typename S::P, S::kLanes>(code + here);
+      const auto [a, b, c, d] = windows.load(i + v * S::kLanes, V{});  // all, so that no load hangs on a condition
+      const V upper = position == S::all(1) ? b : a, lower = position == S::all(3) ? d : c;
+      put<kStream>(grad_y + here, position > S::all(1) ? lower : upper);
     }
   }
-  for (int64_t j = whole; j < r.pooled; ++j) {
-    const int64_t at = 2 * j * r.inner;
-    pool_edge<Order>(row0 + at, row1 ? row1 + at : nullptr, 2 * j + 1 < r.width, y + j * r.inner,
-                     code + j * r.inner, r.inner);
-  }
+};
+
+// ---- the walk -----------------------------------------------------------------------------------------------
+
+// One by one; apart from the rest, for it is rare.
+template <class Op>
+__attribute__((noinline, cold)) uint64_t at_edge(Op op, Apart<typename Op::Large, false> window, int64_t at, int64_t count) {
+  using T = typename Op::T;
+  for (int64_t i = 0; i < count; ++i) op.template step<Step<T, sizeof(T)>, false>(window, i, at);
+  return op.bad;
 }
 
-// `value` where the code says so, else zero: by arithmetic, since codes are as good as random to a branch.
-template <class T>
-T where(bool here, T value) {
-  return static_cast<T>(value & static_cast<T>(-static_cast<T>(here)));
-}
-
-// Writes the four places of a run of windows: the value where the code says, zero elsewhere.
-template <class T>
-uint8_t unpool_run(const T* __restrict y, const uint8_t* __restrict code, T* __restrict a, T* __restrict b,
-                   T* __restrict c, T* __restrict d, int64_t count) {
-  uint8_t seen = 0;
-  for (int64_t i = 0; i < count; ++i) {
-    const T value = y[i];
-    const uint8_t k = code[i];
-    seen |= k;
-    a[i] = where(k == 0, value);
-    b[i] = where(k == 1, value);
-    c[i] = where(k == 2, value);
-    d[i] = where(k == 3, value);
-  }
-  return seen;
-}
-
-// NCHW: the two columns of a window are neighbours, so both rows are written as interleaved pairs.
-template <class T, class Count>
-uint8_t unpool_pairs(const T* __restrict y, const uint8_t* __restrict code, T* __restrict row0,
-                     T* __restrict row1, Count count) {
-  uint8_t seen = 0;
-  for (int64_t i = 0; i < count; ++i) {
-    const T value = y[i];
-    const uint8_t k = code[i];
-    seen |= k;
-    row0[2 * i] = where(k == 0, value);
-    row0[2 * i + 1] = where(k == 1, value);
-    row1[2 * i] = where(k == 2, value);
-    row1[2 * i + 1] = where(k == 3, value);
-  }
-  return seen;
-}
-
-template <class T>
-bool unpool_edge(const T* y, const uint8_t* code, T* row0, T* row1, bool second, int64_t inner) {
-  bool ok = true;
-  for (int64_t i = 0; i < inner; ++i) {
-    const uint8_t k = code[i];
-    ok &= is_code(k) && (second || !(k & 1)) && (row1 || !(k & 2));
-    row0[i] = k == 0 ? y[i] : T{0};
-    if (second) row0[inner + i] = k == 1 ? y[i] : T{0};
-    if (row1) row1[i] = k == 2 ? y[i] : T{0};
-    if (row1 && second) row1[inner + i] = k == 3 ? y[i] : T{0};
-  }
-  return ok;
-}
-
-template <class T>
-bool unpool(const void* py, const uint8_t* code, void* p0, void* p1, Row r) {
-  const T* y = static_cast<const T*>(py);
-  T* row0 = static_cast<T*>(p0);
-  T* row1 = static_cast<T*>(p1);
-  const int64_t whole = whole_windows(row1, r);
-  uint8_t seen = 0;
-  bool ok = true;
-  if (r.inner == 1) {
-    in_blocks(whole, [&](int64_t i, auto count) {
-      seen |= unpool_pairs(y + i, code + i, row0 + 2 * i, row1 + 2 * i, count);
-    });
-  } else {
-    for (int64_t j = 0; j < whole; ++j) {
-      T *top = row0 + 2 * j * r.inner, *bottom = row1 + 2 * j * r.inner;
-      seen |= unpool_run(y + j * r.inner, code + j * r.inner, top, top + r.inner, bottom, bottom + r.inner,
-                            r.inner);
+// Rows of windows [begin, end), in steps S; no run is shorter than one. The last step of a run may repeat part of the
+// one before, which writes the same values again.
+template <class S, bool kStream, bool kNeighbours, class Op>
+uint64_t walk(Op op, typename Op::Large* large, const Geometry g, int64_t begin, int64_t end) {
+  using L = typename Op::Large;
+  const auto run = [&](auto windows, int64_t at, int64_t count) {
+    int64_t i = 0;
+    for (; i + S::kWindows <= count; i += S::kWindows) op.template step<S, kStream>(windows, i, at);
+    if (i < count) op.template step<S, kStream>(windows, count - S::kWindows, at);
+  };
+  const int64_t right = g.width / 2 < g.pooled_width ? g.width / 2 : g.pooled_width;  // windows with a right column
+  const int64_t used = 2 * g.pooled_width * g.inner, rest = g.width * g.inner - used;
+  int64_t plane = begin / g.pooled_height, y = begin % g.pooled_height;
+  for (int64_t row = begin; row < end; ++plane, y = 0) {
+    L* start = large + plane / g.channels * g.image + plane % g.channels * g.channel;
+    for (; y < g.pooled_height && row < end; ++y, ++row) {
+      L *top = start + 2 * y * g.row, *bottom = 2 * y + 1 < g.height ? top + g.row : nullptr;
+      const int64_t at = row * g.pooled_width * g.inner, whole = bottom ? right : 0;
+      if constexpr (kNeighbours) {
+        if (whole) run(Neighbours<L>{top, bottom}, at, whole);
+      } else {
+        for (int64_t x = 0; x < whole; ++x) {
+          L *a = top + 2 * x * g.column, *c = bottom + 2 * x * g.column;
+          const int64_t here = at + x * g.inner;
+          if constexpr (kStream && Op::kWritesMap) {
+            run(HalfApart<L, false>{a, a + g.column}, here, g.inner);
+            run(HalfApart<L, true>{c, c + g.column}, here, g.inner);
+          } else {
+            run(Apart<L, true>{a, a + g.column, c, c + g.column}, here, g.inner);
+          }
+        }
+      }
+      for (int64_t x = whole; x < g.pooled_width; ++x) {
+        L *a = top + 2 * x * g.column, *c = bottom ? bottom + 2 * x * g.column : nullptr;
+        op.bad |= at_edge(op, {a, x < right ? a + g.column : nullptr, c, nullptr}, at + x * g.inner, g.inner);
+      }
+      if constexpr (Op::kWritesMap) {  // the odd last column and row belong to no window
+        const auto zero = [](L* to, int64_t count) { __builtin_memset(to, 0, count * sizeof(L)); };
+        if (rest > 0) zero(top + used, rest);
+        if (rest > 0 && bottom) zero(bottom + used, rest);
+        if (y + 1 == g.pooled_height && g.height > 2 * g.pooled_height) zero(top + 2 * g.row, used + rest);
+      }
     }
   }
-  for (int64_t j = whole; j < r.pooled; ++j) {
-    const int64_t at = 2 * j * r.inner;
-    ok &= unpool_edge(y + j * r.inner, code + j * r.inner, row0 + at, row1 ? row1 + at : nullptr,
-                      2 * j + 1 < r.width, r.inner);
-  }
-  for (int64_t i = 2 * r.pooled * r.inner; i < r.width * r.inner; ++i) {  // the odd last column
-    row0[i] = T{0};
-    if (row1) row1[i] = T{0};
-  }
-  return ok && is_code(seen);
+  if (kStream) stream_fence();
+  return op.bad;
 }
 
-template <int kStride, class T, class Count>
-uint8_t gather_run(Window<T> in, const uint8_t* __restrict code, T* __restrict grad, Count count) {
-  uint8_t seen = 0;
-  for (int64_t i = 0; i < count; ++i) {
-    const uint8_t k = code[i];
-    seen |= k;
-    // All four are read, so that no load hangs on a condition.
-    const T va = in.a[i * kStride], vb = in.b[i * kStride], vc = in.c[i * kStride], vd = in.d[i * kStride];
-    const T top = k == 0 ? va : vb, bottom = k == 2 ? vc : vd;
-    grad[i] = k < 2 ? top : bottom;
-  }
-  return seen;
+// Walks in the longest steps that fit. Streams where every vector then lies on a multiple of its size: `outputs`.
+template <class Op>
+bool walk_all(Op op, typename Op::Large* large, const Geometry& g, int64_t begin, int64_t end, bool stream) {
+  using T = typename Op::T;
+  const bool neighbours = g.inner == 1 && g.column == 1;
+  const int64_t run = neighbours ? (g.width / 2 < g.pooled_width ? g.width / 2 : g.pooled_width) : g.inner;
+  const auto go = [&]<int kBytes, bool kStream>() {
+    using S = Step<T, kBytes>;
+    return (neighbours ? walk<S, kStream, true, Op> : walk<S, kStream, false, Op>)(op, large, g, begin, end) == 0;
+  };
+  const int64_t bytes = run * static_cast<int64_t>(sizeof(T));
+  if (bytes >= 64) return stream && bytes % 64 == 0 ? go.template operator()<64, true>() : go.template operator()<64, false>();
+  if (bytes >= 32) return go.template operator()<32, false>();
+  if (bytes >= 16) return go.template operator()<16, false>();
+  return go.template operator()<sizeof(T), false>();
+}
+
+// ---- the kernels --------------------------------------------------------------------------------------------
+
+template <class Order>
+void pool(const void* x, void* y, uint8_t* code, const Geometry& g, int64_t begin, int64_t end, bool stream) {
+  using T = typename Order::Stored;
+  stream &= is_aligned(y, 64) && is_aligned(code, 64);
+  walk_all(Pool<Order>{static_cast<T*>(y), code}, static_cast<const T*>(x), g, begin, end, stream);
 }
 
 template <class T>
-bool unpool_backward(const void* p0, const void* p1, const uint8_t* code, void* pgrad, Row r) {
-  const T* row0 = static_cast<const T*>(p0);
-  const T* row1 = static_cast<const T*>(p1);
-  T* grad = static_cast<T*>(pgrad);
-  const int64_t whole = whole_windows(row1, r);
-  uint8_t seen = 0;
-  bool ok = true;
-  if (r.pitch == 1) {
-    in_blocks(whole, [&](int64_t i, auto count) {
-      const T *top = row0 + 2 * i, *bottom = row1 + 2 * i;
-      seen |= gather_run<2, T>({top, top + 1, bottom, bottom + 1}, code + i, grad + i, count);
-    });
-  } else {
-    for (int64_t j = 0; j < whole; ++j) {
-      const T *top = row0 + 2 * j * r.pitch, *bottom = row1 + 2 * j * r.pitch;
-      seen |= gather_run<1, T>({top, top + r.pitch, bottom, bottom + r.pitch}, code + j * r.inner,
-                               grad + j * r.inner, r.inner);
-    }
-  }
-  for (int64_t j = whole; j < r.pooled; ++j) {
-    for (int64_t i = 0; i < r.inner; ++i) {
-      const uint8_t k = code[j * r.inner + i];
-      const bool inside = is_code(k) && (2 * j + (k & 1) < r.width) && (row1 || !(k & 2));
-      ok &= inside;
-      const T* row = k & 2 ? row1 : row0;
-      grad[j * r.inner + i] = inside ? row[(2 * j + (k & 1)) * r.pitch + i] : T{0};
-    }
-  }
-  return ok && is_code(seen);
+bool unpool(const void* y, const uint8_t* code, void* out, const Geometry& g, int64_t begin, int64_t end, bool stream) {
+  stream &= is_aligned(out, 64) && (g.inner > 1 || g.width == 2 * g.pooled_width);  // rows are too
+  return walk_all(Unpool<T>{static_cast<const T*>(y), code}, static_cast<T*>(out), g, begin, end, stream);
+}
+
+template <class T>
+bool unpool_backward(const void* grad, const uint8_t* code, void* grad_y, const Geometry& g, int64_t begin, int64_t end,
+                     bool stream) {
+  stream &= is_aligned(grad_y, 64);
+  return walk_all(Gather<T>{code, static_cast<T*>(grad_y)}, static_cast<const T*>(grad), g, begin, end, stream);
 }
 
 }  // namespace
@@ -229,8 +310,9 @@ bool unpool_backward(const void* p0, const void* p1, const uint8_t* code, void* 
 namespace ASEGNET_ISA {
 const Kernels kernels = {
     {pool<ByValue<float>>, pool<ByValue<double>>, pool<OrderBFloat16>, pool<OrderFloat16>},
-    {unpool<uint8_t>, unpool<uint16_t>, unpool<uint32_t>, unpool<uint64_t>},
-    {unpool_backward<uint8_t>, unpool_backward<uint16_t>, unpool_backward<uint32_t>, unpool_backward<uint64_t>},
+    // Moved only, never computed with: float and double stand for any elements of their size.
+    {unpool<int8_t>, unpool<int16_t>, unpool<float>, unpool<double>},
+    {unpool_backward<int8_t>, unpool_backward<int16_t>, unpool_backward<float>, unpool_backward<double>},
 };
 }  // namespace ASEGNET_ISA
 

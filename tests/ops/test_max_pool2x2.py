@@ -359,3 +359,49 @@ def test_a_gradient_that_is_a_slice_of_channels_is_read_where_it_lies(shape, lay
     assert torch.equal(result, reference.max_unpool2x2_backward(part, code))
     copies = [e.name for e in profile.events() if e.name in ("aten::clone", "aten::copy_")]
     assert min(shape[1:]) == 1 or not copies
+
+
+def assert_as_torch(x, ceil_mode=False):
+    """Values, codes and both unpool directions, every bit."""
+    y, code = af.max_pool2x2(x, ceil_mode)
+    y_torch, indices = F.max_pool2d(x, 2, ceil_mode=ceil_mode, return_indices=True)
+    assert torch.equal(y, y_torch)
+    assert torch.equal(code, af.indices_to_codes(indices, x.shape))
+    full = F.max_unpool2d(y, indices, 2, output_size=x.shape[-2:])
+    assert torch.equal(af.max_unpool2x2(y, code, x.shape), full)
+    gathered = x.flatten(2).gather(2, indices.flatten(2)).view(indices.shape)
+    assert torch.equal(torch.ops.asegnet_fast.max_unpool2x2_backward(x, code), gathered)
+
+
+LAYOUTS = [torch.contiguous_format, torch.channels_last]
+FLOATS = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=["nchw", "channels_last"])
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+def test_every_length_of_a_run(dtype, layout):
+    """Whole steps, shorter ones, steps that overlap and single elements, in rows and at the edges of odd maps."""
+    for length in range(1, 72):
+        shape = (2, length, 3, 5) if layout is torch.channels_last else (2, 2, 3, 2 * length + length % 2)
+        x = torch.randint(-3, 4, shape).to(dtype).contiguous(memory_format=layout)
+        assert_as_torch(x, ceil_mode=length % 3 == 0)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=["nchw", "channels_last"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("height", [256, 255], ids=["even", "odd"])
+def test_larger_than_the_cache(dtype, layout, height):
+    """Outputs that pass by the cache (csrc/common/cache.h), from threads that share planes."""
+    shape = (3, 64 * 4 // dtype.itemsize, height, 192)  # 45 MiB moved
+    x = torch.randint(-99, 99, shape, dtype=torch.int8).to(dtype).contiguous(memory_format=layout)
+    assert_as_torch(x)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=["nchw", "channels_last"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_any_storage_offset(dtype, layout):
+    for offset in range(1, 9):
+        shape = (2, 16, 6, 34)
+        storage = torch.randint(-9, 9, (offset + 2 * 16 * 6 * 34,)).to(dtype)
+        x = storage[offset:].as_strided(shape, torch.empty(shape, memory_format=layout).stride(), offset)
+        assert_as_torch(x)
