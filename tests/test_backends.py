@@ -81,6 +81,8 @@ def run(code, **environment):
 @needs_native
 @pytest.mark.parametrize("isa", ["default", "avx2", "avx512"])
 def test_every_instruction_set_gives_the_references_numbers(isa):
+    if isa == "avx512" and "AVX512" not in torch.backends.cpu.get_cpu_capability():
+        pytest.skip("this CPU has no avx512")  # torch would take the word for it, and crash
     done = run(COMPARE, ATEN_CPU_CAPABILITY=isa)
     assert done.returncode == 0, done.stderr
     worst = json.loads(done.stdout)
