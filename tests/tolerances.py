@@ -12,7 +12,7 @@ HALF_FACTOR = 2.0
 ROUNDOFF = {torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}
 
 #: A whole network, all its gradients and running statistics against plain PyTorch, relative to each result's
-#: largest magnitude: batch normalisation and the gate add in another order. The most that was seen is NETWORK_SEEN.
+#: largest magnitude: batch normalisation and the gate add in another order.
 NETWORK = {torch.float32: 2e-4, torch.float64: 1e-12}
 
 #: The losses against float64, published in benchmarks/results/0.1.0/loss-error.md: the value relative to itself,

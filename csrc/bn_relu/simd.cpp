@@ -13,7 +13,8 @@ namespace {
 constexpr int64_t kRows = 4;    // table lengths added up before a sum in a table is touched
 constexpr int64_t kSteps = 64;  // times kRows: lengths added up in float before the sums go to double
 
-// Elements after which channels and packs both start anew: a multiple of both, of a few packs at least.
+// Elements after which channels and packs both start anew: a multiple of both, of a few packs at least. 0 where that
+// would make long tables; such maps are worked on one value at a time.
 template <class T>
 int64_t period(int64_t channels) {
   constexpr int64_t kLeast = 4 * Pack<T>::kLength;
@@ -22,7 +23,8 @@ int64_t period(int64_t channels) {
     const int64_t rest = a % b;
     a = b, b = rest;
   }
-  return channels / a * kLeast;
+  constexpr int64_t kMost = 65536;
+  return channels / a <= kMost / kLeast ? channels / a * kLeast : 0;
 }
 
 template <class T>
@@ -138,10 +140,12 @@ ASEGNET_HOST_DEVICE V cut(V v, V value) {
 template <int64_t kMost, class Whole, class Each>
 void walk(int64_t size, int64_t length, int64_t channels, const Whole& whole, const Each& each) {
   int64_t i = 0;
-  if constexpr (kMost > 1) {
-    for (; i + kMost * length <= size; i += kMost * length) whole(i, Bool<true>{});
+  if (length > 0) {
+    if constexpr (kMost > 1) {
+      for (; i + kMost * length <= size; i += kMost * length) whole(i, Bool<true>{});
+    }
+    for (; i + length <= size; i += length) whole(i, Bool<false>{});
   }
-  for (; i + length <= size; i += length) whole(i, Bool<false>{});
   for (int64_t c = 0; i < size; ++i) {
     each(i, c);
     if (++c == channels) c = 0;
@@ -646,7 +650,8 @@ void unpool_plane(const void* pdy, const Rows& rows, void* psum) {
 
 template <class T>
 int64_t scratch_bytes(int64_t channels) {
-  return Tables<T>::bytes(period<T>(channels));
+  const int64_t run = period<T>(channels), windows = padded<T>(channels);
+  return Tables<T>::bytes(run > windows ? run : windows);
 }
 
 }  // namespace

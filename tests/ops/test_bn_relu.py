@@ -333,3 +333,25 @@ def test_layout_is_kept(layout):
     x = torch.randn(2, 3, 5, 6).contiguous(memory_format=layout)
     results = (af.bn_relu(x, ONES, ONES), *af.bn_relu_max_pool2x2(x, ONES, ONES, return_full=True))
     assert all(t.is_contiguous(memory_format=layout) for t in results)
+
+
+@LAYOUTS
+def test_an_awkward_number_of_channels(layout):
+    """Channels and vectors that come together only after a very long run."""
+    x = torch.randn(2, 4099, 3, 2).contiguous(memory_format=layout)
+    leaves = [x.clone().requires_grad_() for _ in range(2)]
+    y, pooled, _ = af.bn_relu_max_pool2x2(leaves[0], None, None, training=True, return_full=True)
+    exact, exact_pooled, _ = reference.plain_max_pool2x2(
+        leaves[1], None, None, None, None, True, 0.1, 1e-5, True
+    )
+    grads = [
+        torch.autograd.grad(a.sin().sum() + b.square().sum(), leaf)[0]
+        for a, b, leaf in ((y, pooled, leaves[0]), (exact, exact_pooled, leaves[1]))
+    ]
+    for ours, theirs in (
+        (y, exact),
+        (pooled, exact_pooled),
+        grads,
+        (af.bn_relu(x, None, None, training=True), exact),
+    ):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
