@@ -7,7 +7,7 @@
 
 namespace asegnet::max_pool2x2 {
 
-// The large map is `planes` planes of height x width; a row of windows lies over two of its rows. The small map and
+// The large map is planes of height x width; a row of windows lies over two of its rows. The small map and
 // the codes are dense: row r of all rows of windows starts at r * pooled_width * inner. channels_last: a plane is an
 // image, with `inner` = C elements per column. NCHW: a plane is one channel, `inner` = 1.
 struct Geometry {

@@ -212,7 +212,8 @@ struct Gather {
 
 // One by one; apart from the rest, for it is rare.
 template <class Op>
-__attribute__((noinline, cold)) uint64_t at_edge(Op op, Apart<typename Op::Large, false> window, int64_t at, int64_t count) {
+__attribute__((noinline, cold)) uint64_t at_edge(Op op, Apart<typename Op::Large, false> window, int64_t at,
+                                                 int64_t count) {
   using T = typename Op::T;
   for (int64_t i = 0; i < count; ++i) op.template step<Step<T, sizeof(T)>, false>(window, i, at);
   return op.bad;
@@ -266,7 +267,7 @@ uint64_t walk(Op op, typename Op::Large* large, const Geometry g, int64_t begin,
   return op.bad;
 }
 
-// Walks in the longest steps that fit. Streams where every vector then lies on a multiple of its size: `outputs`.
+// Walks in the longest steps that fit, and streams where every vector then lies on a multiple of its size.
 template <class Op>
 bool walk_all(Op op, typename Op::Large* large, const Geometry& g, int64_t begin, int64_t end, bool stream) {
   using T = typename Op::T;
@@ -277,7 +278,8 @@ bool walk_all(Op op, typename Op::Large* large, const Geometry& g, int64_t begin
     return (neighbours ? walk<S, kStream, true, Op> : walk<S, kStream, false, Op>)(op, large, g, begin, end) == 0;
   };
   const int64_t bytes = run * static_cast<int64_t>(sizeof(T));
-  if (bytes >= 64) return stream && bytes % 64 == 0 ? go.template operator()<64, true>() : go.template operator()<64, false>();
+  if (bytes >= 64 && bytes % 64 == 0 && stream) return go.template operator()<64, true>();
+  if (bytes >= 64) return go.template operator()<64, false>();
   if (bytes >= 32) return go.template operator()<32, false>();
   if (bytes >= 16) return go.template operator()<16, false>();
   return go.template operator()<sizeof(T), false>();
