@@ -4,6 +4,7 @@
 
 #include "attention_gate/kernels.h"
 #include "attention_gate/math.h"
+#include "common/cache.h"
 #include "common/half.h"
 #include "common/tensor.h"
 
@@ -97,18 +98,42 @@ void write_values(const std::vector<acc_t<T>>& from, const Tensor& t) {
   for (size_t i = 0; i < from.size(); ++i) to[i] = from_acc<T>(from[i]);
 }
 
-// weight [F, C] -> [C, padded F], or with `transposed` false [F, padded C] with each row times scale[f].
-template <class A>
-std::vector<A> pack(const std::vector<A>& weight, int64_t f_count, bool transposed, const std::vector<A>* scale) {
-  const int64_t c_count = static_cast<int64_t>(weight.size()) / f_count;
-  const int64_t stride = padded<A>(transposed ? f_count : c_count);
-  std::vector<A> packed((transposed ? c_count : f_count) * stride, A(0));
-  for (int64_t f = 0; f < f_count; ++f) {
-    for (int64_t c = 0; c < c_count; ++c) {
-      packed[transposed ? c * stride + f : f * stride + c] = weight[f * c_count + c] * (scale ? (*scale)[f] : A(1));
-    }
+// element(k, n) in panels of n: [padded n_count / panel][k][panel], zero past n_count.
+template <typename A, class Element>
+std::vector<A> pack_panels(int64_t k_count, int64_t n_count, const Element& element) {
+  constexpr int64_t panel = kPanelBytes / static_cast<int64_t>(sizeof(A));
+  std::vector<A> packed(padded<A>(n_count) * k_count, A(0));
+  for (int64_t n = 0; n < n_count; ++n) {
+    A* to = packed.data() + n / panel * k_count * panel + n % panel;
+    for (int64_t k = 0; k < k_count; ++k) to[k * panel] = element(k, n);
   }
   return packed;
+}
+
+// weight [F, C] in panels of F, for the product with a tile of C channels.
+template <typename A>
+std::vector<A> pack(const std::vector<A>& weight, int64_t f_count) {
+  const int64_t c_count = static_cast<int64_t>(weight.size()) / f_count;
+  return pack_panels<A>(c_count, f_count, [&](int64_t c, int64_t f) { return weight[f * c_count + c]; });
+}
+
+// The same with row f times scale[f], for the gradient of that tile: in panels of C, or [C, F] for a tile by channel.
+template <typename A>
+std::vector<A> pack_back(const std::vector<A>& weight, int64_t f_count, const std::vector<A>* scale, bool by_channel) {
+  const int64_t c_count = static_cast<int64_t>(weight.size()) / f_count;
+  const auto element = [&](int64_t f, int64_t c) { return weight[f * c_count + c] * (scale ? (*scale)[f] : A(1)); };
+  if (!by_channel) return pack_panels<A>(f_count, c_count, element);
+  std::vector<A> packed(weight.size());
+  for (int64_t c = 0; c < c_count; ++c) {
+    for (int64_t f = 0; f < f_count; ++f) packed[c * f_count + f] = element(f, c);
+  }
+  return packed;
+}
+
+template <typename A>
+std::vector<A> pad(std::vector<A> values) {
+  values.resize(padded<A>(static_cast<int64_t>(values.size())), A(0));
+  return values;
 }
 
 // A Problem with the memory behind its pointers.
@@ -125,22 +150,25 @@ struct Setup {
       : sizes(s), rows(s.x.h, s.g.h, in.nearest), columns(s.x.w, s.g.w, in.nearest), w_x(values_of<T>(in.w_x)),
         w_g(values_of<T>(in.w_g)), b_g(values_of<T>(in.b_g)), w_psi(values_of<T>(in.w_psi)) {
     const int64_t f = s.inter_channels;
-    w_x_packed = pack<A>(w_x, f, true, nullptr);
-    w_g_packed = pack<A>(w_g, f, true, nullptr);
-    b_g_packed = pack<A>(b_g, f, true, nullptr);
-    w_psi_packed = pack<A>(w_psi, f, true, nullptr);
+    w_x_packed = pack<A>(w_x, f);
+    w_g_packed = pack<A>(w_g, f);
+    b_g_packed = pad<A>(b_g);
+    w_psi_packed = pad<A>(w_psi);
+    problem.x = image_of(in.x);
+    problem.g = image_of(in.g);
     if (backward) {
-      w_x_back = pack<A>(w_x, f, false, in.multiplicative ? nullptr : &w_psi);
-      w_g_back = pack<A>(w_g, f, false, in.multiplicative ? nullptr : &w_psi);
+      const std::vector<A>* scale = in.multiplicative ? nullptr : &w_psi;
+      w_x_back = pack_back<A>(w_x, f, scale, channel_major(problem.x));
+      w_g_back = pack_back<A>(w_g, f, scale, channel_major(problem.g));
     }
+    const int64_t element = static_cast<int64_t>(sizeof(T));
+    problem.stream = exceeds_cache(element * ((backward ? 3 : 2) * s.x.numel() + (backward ? 2 : 1) * s.g.numel()));
     problem.channels = s.x.c;
     problem.gating_channels = s.g.c;
     problem.inter_channels = f;
     problem.multiplicative = in.multiplicative;
     problem.rows = rows.view();
     problem.columns = columns.view();
-    problem.x = image_of(in.x);
-    problem.g = image_of(in.g);
     problem.w_x = w_x_packed.data();
     problem.w_g = w_g_packed.data();
     problem.b_g = b_g_packed.data();
@@ -159,6 +187,23 @@ const RowKernels<acc_t<T>>& row_kernels() {
   else return kernels().float16;
 }
 
+// Calls run(begin, end) for ranges of pixels that begin at a tile.
+template <class Run>
+void over_tiles(int64_t pixels, int64_t channels, const Run& run) {
+  parallel_for(0, (pixels + kTilePixels - 1) / kTilePixels, grain(kTilePixels * channels),
+               [&](int64_t begin, int64_t end) { run(begin * kTilePixels, std::min(end * kTilePixels, pixels)); });
+}
+
+template <class T>
+std::unique_ptr<acc_t<T>[]> make_u(Setup<T>& setup, const RowKernels<acc_t<T>>& run) {
+  const Sizes& sizes = setup.sizes;
+  const int64_t pixels = sizes.g.n * sizes.g.h * sizes.g.w;
+  std::unique_ptr<acc_t<T>[]> u(new acc_t<T>[pixels * padded<acc_t<T>>(sizes.inter_channels)]);
+  setup.problem.u = u.get();
+  over_tiles(pixels, sizes.g.c, [&](int64_t begin, int64_t end) { run.gating(setup.problem, begin, end); });
+  return u;
+}
+
 template <class T>
 void forward_as(const Inputs& in, const Sizes& sizes, const Tensor& out, const Tensor& alpha, const Tensor& gate,
                 const Tensor& mask) {
@@ -167,34 +212,43 @@ void forward_as(const Inputs& in, const Sizes& sizes, const Tensor& out, const T
   setup.problem.alpha = image_of(alpha);
   setup.problem.gate = gate.numel() ? static_cast<acc_t<T>*>(gate.mutable_data_ptr()) : nullptr;
   setup.problem.mask = in.multiplicative ? nullptr : static_cast<uint8_t*>(mask.mutable_data_ptr());
-  const auto run = row_kernels<T>().forward;
-  parallel_for(0, sizes.x.n * sizes.x.h, grain(sizes.x.w * sizes.x.c),
-               [&](int64_t begin, int64_t end) { run(setup.problem, begin, end); });
+  const RowKernels<acc_t<T>>& run = row_kernels<T>();
+  const std::unique_ptr<acc_t<T>[]> u = make_u(setup, run);
+  over_tiles(sizes.x.n * sizes.x.h * sizes.x.w, sizes.x.c,
+             [&](int64_t begin, int64_t end) { run.forward(setup.problem, begin, end); });
 }
 
-// Rows are summed in a number of chunks that depends on the shapes alone, and the chunks are added in order:
+// Pixels are summed in a number of chunks that depends on the shapes alone, and the chunks are added in order:
 // the same bits for any number of threads.
-int64_t chunk_count(int64_t rows, int64_t columns, int64_t partial_bytes) {
-  constexpr int64_t kMost = 64, kPixels = 1024, kBytes = int64_t(32) << 20;
+int64_t chunk_count(int64_t pixels, int64_t partial_bytes) {
+  constexpr int64_t kMost = 64, kPixels = 4 * kTilePixels, kBytes = int64_t(32) << 20;
   const int64_t fit = std::max<int64_t>(8, kBytes / partial_bytes);
-  return std::max<int64_t>(1, std::min({kMost, rows, rows * columns / kPixels, fit}));
+  return std::max<int64_t>(1, std::min({kMost, pixels / kPixels, fit}));
 }
 
-// Calls run(begin, end, partial) for each chunk of rows and returns the sum of the partials.
+// Calls run(begin, end, partial) for each chunk of pixels and returns the sum of the partials.
 template <class A, class Run>
-std::vector<A> sum_over_rows(int64_t rows, int64_t columns, int64_t partial_size, const Run& run) {
-  const int64_t chunks = chunk_count(rows, columns, partial_size * static_cast<int64_t>(sizeof(A)));
-  std::vector<A> partials(chunks * partial_size, A(0));
+std::vector<A> sum_over_pixels(int64_t pixels, int64_t partial_size, const Run& run) {
+  const int64_t chunks = chunk_count(pixels, partial_size * static_cast<int64_t>(sizeof(A)));
+  const int64_t tiles = (pixels + kTilePixels - 1) / kTilePixels;
+  const std::unique_ptr<A[]> partials(new A[chunks * partial_size]);
   parallel_for(0, chunks, 1, [&](int64_t first, int64_t last) {
     for (int64_t chunk = first; chunk < last; ++chunk) {
-      run(chunk * rows / chunks, (chunk + 1) * rows / chunks, partials.data() + chunk * partial_size);
+      A* partial = partials.get() + chunk * partial_size;
+      std::fill_n(partial, partial_size, A(0));
+      const int64_t begin = chunk * tiles / chunks, end = (chunk + 1) * tiles / chunks;
+      run(begin * kTilePixels, std::min(end * kTilePixels, pixels), partial);
     }
   });
-  for (int64_t chunk = 1; chunk < chunks; ++chunk) {
-    for (int64_t i = 0; i < partial_size; ++i) partials[i] += partials[chunk * partial_size + i];
-  }
-  partials.resize(partial_size);
-  return partials;
+  std::vector<A> sum(partial_size);
+  parallel_for(0, partial_size, grain(chunks), [&](int64_t begin, int64_t end) {
+    std::copy(partials.get() + begin, partials.get() + end, sum.begin() + begin);
+    for (int64_t chunk = 1; chunk < chunks; ++chunk) {
+      const A* partial = partials.get() + chunk * partial_size;
+      for (int64_t i = begin; i < end; ++i) sum[i] += partial[i];
+    }
+  });
+  return sum;
 }
 
 struct Gradients {
@@ -216,15 +270,21 @@ void backward_as(const Inputs& in, const Sizes& sizes, const Tensor& dout, const
   const std::unique_ptr<A[]> dlogit(new A[sizes.x.n * sizes.x.h * sizes.x.w]);
   problem.dlogit = dlogit.get();
 
-  const int64_t f_count = sizes.inter_channels, cx = sizes.x.c, cg = sizes.g.c;
-  const int64_t x_size = f_count * padded<A>(cx), g_size = f_count * padded<A>(cg), f_size = padded<A>(f_count);
+  const int64_t f_count = sizes.inter_channels, f_size = padded<A>(f_count), cx = sizes.x.c, cg = sizes.g.c;
+  const int64_t x_size = cx * f_size, g_size = cg * f_size;
+  const int64_t fine_pixels = sizes.x.n * sizes.x.h * sizes.x.w, coarse_pixels = sizes.g.n * sizes.g.h * sizes.g.w;
   const RowKernels<A>& run = row_kernels<T>();
-  const std::vector<A> fine = sum_over_rows<A>(
-      sizes.x.n * sizes.x.h, sizes.x.w, x_size + f_size + 1, [&](int64_t begin, int64_t end, A* at) {
+  const std::unique_ptr<A[]> u = in.multiplicative ? make_u(setup, run) : nullptr;
+  const std::vector<A> fine =
+      sum_over_pixels<A>(fine_pixels, x_size + f_size + 1, [&](int64_t begin, int64_t end, A* at) {
         run.backward_fine(problem, begin, end, FinePartial<A>{at, at + x_size, at + x_size + f_size});
       });
-  const std::vector<A> coarse = sum_over_rows<A>(
-      sizes.g.n * sizes.g.h, sizes.g.w, g_size + f_size, [&](int64_t begin, int64_t end, A* at) {
+  const std::unique_ptr<A[]> du(new A[coarse_pixels * f_size]);
+  problem.du = du.get();
+  parallel_for(0, sizes.g.n * sizes.g.h, grain(4 * sizes.g.w * f_count),
+               [&](int64_t begin, int64_t end) { run.gather(problem, begin, end); });
+  const std::vector<A> coarse = sum_over_pixels<A>(
+      coarse_pixels, g_size + f_size, [&](int64_t begin, int64_t end, A* at) {
         run.backward_coarse(problem, begin, end, CoarsePartial<A>{at, at + g_size});
       });
 
@@ -235,12 +295,12 @@ void backward_as(const Inputs& in, const Sizes& sizes, const Tensor& dout, const
     const A scale = in.multiplicative ? A(1) : setup.w_psi[f];
     A dot = setup.b_g[f] * coarse[g_size + f];
     for (int64_t c = 0; c < cx; ++c) {
-      const A sum = fine[f * padded<A>(cx) + c];
+      const A sum = fine[c * f_size + f];
       dw_x[f * cx + c] = scale * sum;
       dot += setup.w_x[f * cx + c] * sum;
     }
     for (int64_t c = 0; c < cg; ++c) {
-      const A sum = coarse[f * padded<A>(cg) + c];
+      const A sum = coarse[c * f_size + f];
       dw_g[f * cg + c] = scale * sum;
       dot += setup.w_g[f * cg + c] * sum;
     }

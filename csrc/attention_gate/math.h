@@ -17,9 +17,9 @@ ASEGNET_HOST_DEVICE A sigmoid(A logit) {
   return A(1) / (A(1) + std::exp(-logit));
 }
 
-// dL/d(logit) from dL/d(alpha).
-template <typename A>
-ASEGNET_HOST_DEVICE A logit_gradient(A dalpha, A alpha) {
+// dL/d(logit) from dL/d(alpha), for values or vectors of A.
+template <typename A, class V>
+ASEGNET_HOST_DEVICE V logit_gradient(V dalpha, V alpha) {
   return dalpha * (A(1) - alpha) * alpha;
 }
 

@@ -6,12 +6,6 @@
 namespace asegnet::attention_gate {
 namespace {
 
-constexpr int64_t kStripColumns = 512;        // of the fine grid
-constexpr int64_t kCoarseStripColumns = 256;
-
-ASEGNET_HOST_DEVICE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
-ASEGNET_HOST_DEVICE int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
-
 // [s > 0] as torch's relu has it, which lets NaN through; lanes past F are off, so that 0 * infinity stays out.
 template <typename A>
 ASEGNET_HOST_DEVICE Mask<A> active_lanes(Vector<A> s, int64_t first, int64_t inter_channels) {
@@ -71,119 +65,163 @@ inline void gate_tile(const Problem<A>& problem, int64_t pixels, const A* s_tile
     }
     alpha[p] = sum_of<A>(sum) + problem.b_psi;
   }
-  for (int64_t p = 0; p < pixels; ++p) alpha[p] = sigmoid(alpha[p]);
+  for (int64_t p = 0; p < kTilePixels; p += L) store(alpha + p, sigmoid_lanes(load(alpha + p)));
 }
 
-// out = alpha x, from the tile where that is channels_last's order, else channel by channel along the row.
+template <typename A>
+Grid fine_grid(const Problem<A>& problem) {
+  return {problem.rows.fine, problem.columns.fine};
+}
+
+template <typename A>
+Grid coarse_grid(const Problem<A>& problem) {
+  return {problem.rows.coarse, problem.columns.coarse};
+}
+
+// u = Wg g + b_g.
 template <typename T, typename A>
-inline void scale_tile(const Problem<A>& problem, int64_t pixels, const T* x, const Tile<A>& x_tile, const A* alpha,
-                       T* out) {
-  const Image &from = problem.x, &to = problem.out;
-  if (to.c == 1) {
+void gating(const Problem<A>& problem, int64_t begin, int64_t end) {
+  const Grid grid = coarse_grid(problem);
+  const int64_t inter = padded<A>(problem.inter_channels), channels = problem.gating_channels;
+  const bool by_channel = channel_major(problem.g);
+  Scratch<A> buffer(tile_size<A>(channels));
+  for (; begin < end; begin += kTilePixels) {
+    const int64_t pixels = least(kTilePixels, end - begin);
+    const Tile<A> g = read_tile<T, A>(problem.g, grid, begin, pixels, channels, by_channel, buffer);
+    A* to = problem.u + begin * inter;
     for (int64_t p = 0; p < pixels; ++p) {
-      const A* __restrict source = x_tile.data + p * x_tile.stride;
-      T* __restrict target = out + p * to.w;
-      for (int64_t c = 0; c < problem.channels; ++c) target[c] = from_acc<T>(alpha[p] * source[c]);
+      for (int64_t f = 0; f < inter; f += kLanes<A>) store(to + p * inter + f, load(problem.b_g + f));
     }
-    return;
-  }
-  for (int64_t c = 0; c < problem.channels; ++c) {
-    const T* __restrict source = x + c * from.c;
-    T* __restrict target = out + c * to.c;
-    if (from.w == 1 && to.w == 1) {
-      for (int64_t p = 0; p < pixels; ++p) target[p] = from_acc<T>(alpha[p] * to_acc(source[p]));
-    } else {
-      for (int64_t p = 0; p < pixels; ++p) target[p * to.w] = from_acc<T>(alpha[p] * to_acc(source[p * from.w]));
-    }
+    const int64_t next = begin + kTilePixels;
+    Ahead ahead = ahead_of<T>(problem.g, grid, next, least(kTilePixels, end - next), channels);
+    product<A>({pixels, inter, channels, g.rows(), panels(problem.w_g, channels), to, inter, true}, ahead);
   }
 }
 
-// Reads x once and g once (and one coarse row more per range), writes out, alpha and F bits per pixel.
+// Reads x once, writes out, alpha and F bits per pixel.
 template <typename T, typename A>
 void forward(const Problem<A>& problem, int64_t begin, int64_t end) {
-  const int64_t height = problem.rows.fine, width = problem.columns.fine;
-  const int64_t inter = padded<A>(problem.inter_channels);
+  const Grid grid = fine_grid(problem);
+  const int64_t inter = padded<A>(problem.inter_channels), channels = problem.channels;
   const int64_t mask_bytes = (problem.inter_channels + 7) / 8;
-  Upsampler<T, A> upsampler(problem, kStripColumns);
-  Scratch<A> x_buffer(kTilePixels * padded<A>(problem.channels));
+  const bool by_channel = channel_major(problem.x);
+  Scratch<A> x_buffer(tile_size<A>(channels)), blended((kTilePixels + 1) * inter);
   Scratch<A> s_tile(kTilePixels * inter), up_tile(problem.multiplicative ? kTilePixels * inter : 0);
-  A alpha[kTilePixels];
+  alignas(64) A alpha[kTilePixels] = {};
 
-  for (int64_t strip = 0; strip < width; strip += kStripColumns) {
-    const int64_t strip_end = least(width, strip + kStripColumns);
-    upsampler.start_strip(strip, strip_end);
-    for (int64_t row = begin; row < end; ++row) {
-      const int64_t n = row / height, y = row % height;
-      upsampler.start_row(n, y);
-      for (int64_t column = strip; column < strip_end; column += kTilePixels) {
-        const int64_t pixels = least(kTilePixels, strip_end - column);
-        const T* x = pixel<const T>(problem.x, n, y, column);
-        const Tile<A> x_tile = read_tile<T, A>(problem.x, x, problem.channels, pixels, x_buffer);
-        upsampler.tile(column, pixels, problem.multiplicative ? up_tile : s_tile);
-        product<A>({pixels, inter, problem.channels, x_tile.data, x_tile.stride, 1, problem.w_x, inter, s_tile, inter,
-                    !problem.multiplicative});
-        if (problem.multiplicative) {
-          gate_tile<A, true>(problem, pixels, s_tile, up_tile, alpha, nullptr);
-        } else {
-          uint8_t* mask = problem.mask + (row * width + column) * mask_bytes;
-          gate_tile<A, false>(problem, pixels, s_tile, nullptr, alpha, mask);
-        }
-        T* alpha_out = pixel<T>(problem.alpha, n, y, column);
-        for (int64_t p = 0; p < pixels; ++p) alpha_out[p * problem.alpha.w] = from_acc<T>(alpha[p]);
-        if (problem.gate) {
-          A* gate = problem.gate + row * width + column;
-          for (int64_t p = 0; p < pixels; ++p) gate[p] = alpha[p];
-        }
-        scale_tile<T, A>(problem, pixels, x, x_tile, alpha, pixel<T>(problem.out, n, y, column));
-      }
+  for (; begin < end; begin += kTilePixels) {
+    const int64_t pixels = least(kTilePixels, end - begin);
+    const Tile<A> x = read_tile<T, A>(problem.x, grid, begin, pixels, channels, by_channel, x_buffer);
+    upsample_tile<A>(problem, begin, pixels, problem.multiplicative ? up_tile : s_tile, blended);
+    const int64_t next = begin + kTilePixels;
+    Ahead ahead = ahead_of<T>(problem.x, grid, next, least(kTilePixels, end - next), channels);
+    product<A>({pixels, inter, channels, x.rows(), panels(problem.w_x, channels), s_tile, inter,
+                !problem.multiplicative}, ahead);
+    if (problem.multiplicative) {
+      gate_tile<A, true>(problem, pixels, s_tile, up_tile, alpha, nullptr);
+    } else {
+      gate_tile<A, false>(problem, pixels, s_tile, nullptr, alpha, problem.mask + begin * mask_bytes);
     }
+    if (problem.gate) {
+      for (int64_t p = 0; p < pixels; ++p) problem.gate[begin + p] = alpha[p];
+    }
+    for_runs(problem.alpha, grid, begin, pixels, [&](int64_t first, int64_t count, int64_t offset) {
+      T* to = pixel<T>(problem.alpha, grid, first);
+      for (int64_t p = 0; p < count; ++p) to[p * problem.alpha.w] = from_acc<T>(alpha[offset + p]);
+    });
+    write_tile<T, A>(problem.out, grid, begin, pixels, channels, x, alpha, problem.stream);
   }
+  if (problem.stream) stream_fence();
 }
 
 // From alpha's two uses: dlogit = (dalpha + dout . x) alpha (1 - alpha), and the first half of dx, alpha dout.
-template <typename T, typename A>
-inline void logit_tile(const Problem<A>& problem, int64_t pixels, const A* alpha, const T* dalpha,
-                       const Tile<A>& x, const Tile<A>& dout, const Tile<A>& dx, A* dlogit) {
-  const int64_t channels = padded<A>(problem.channels);
+// `alpha` has kTilePixels entries; so has dlogit, which holds dalpha on entry.
+template <typename A>
+inline void logit_tile(int64_t pixels, int64_t channels, bool by_channel, const A* alpha, const Tile<A>& x,
+                       const Tile<A>& dout, const Tile<A>& dx, A* dlogit) {
+  constexpr int L = kLanes<A>, kTogether = 4;
+  if (by_channel) {
+    for (int64_t p = 0; p < kTilePixels; p += kTogether * L) {
+      Vector<A> sum[kTogether] = {};
+      for (int64_t c = 0; c < channels; ++c) {
+#pragma GCC unroll 4
+        for (int v = 0; v < kTogether; ++v) {
+          const int64_t at = c * kTilePixels + p + v * L;
+          const Vector<A> gradient = load(dout.data + at);
+          sum[v] += gradient * load(x.data + at);
+          store(dx.data + at, gradient * load(alpha + p + v * L));
+        }
+      }
+      for (int v = 0; v < kTogether; ++v) {
+        A* at = dlogit + p + v * L;
+        store(at, logit_gradient<A>(load(at) + sum[v], load(alpha + p + v * L)));
+      }
+    }
+    return;
+  }
   for (int64_t p = 0; p < pixels; ++p) {
     const A gate = alpha[p];
-    const A* __restrict x_pixel = x.data + p * x.stride;
-    const A* __restrict dout_pixel = dout.data + p * dout.stride;
-    A* __restrict dx_pixel = dx.data + p * dx.stride;
-    Vector<A> sum{};
-    for (int64_t c = 0; c < channels; c += kLanes<A>) {
+    const A* __restrict x_pixel = x.data + p * x.pixel;
+    const A* __restrict dout_pixel = dout.data + p * dout.pixel;
+    A* __restrict dx_pixel = dx.data + p * dx.pixel;
+    Vector<A> sum[2] = {};
+    for (int64_t c = 0; c < padded<A>(channels); c += L) {
       const Vector<A> gradient = load(dout_pixel + c);
-      sum += gradient * load(x_pixel + c);
+      sum[c / L % 2] += gradient * load(x_pixel + c);
       store(dx_pixel + c, gradient * gate);
     }
-    dlogit[p] = logit_gradient(to_acc(dalpha[p * problem.dalpha.w]) + sum_of<A>(sum), gate);
+    dlogit[p] = logit_gradient<A>(dlogit[p] + sum_of<A>(sum[0] + sum[1]), gate);
   }
 }
 
-// to[p, f] (+)= weight * dlogit[p] * [s_f > 0], from the saved bits.
-template <typename A, bool kAdd>
-inline void masked_tile(const Problem<A>& problem, int64_t pixels, const A* dlogit, A weight, const uint8_t* mask,
-                        A* to) {
+// A tile of ds in panels of F, ready for the products: element (p, f).
+template <typename A>
+ASEGNET_HOST_DEVICE int64_t panel_at(int64_t p, int64_t f) {
+  return f / kPanel<A> * (kTilePixels * kPanel<A>) + p * kPanel<A> + f % kPanel<A>;
+}
+
+// to[p, f] = dlogit[p] * [s_f > 0], from the saved bits, in panels.
+template <typename A>
+inline void masked_tile(int64_t inter_channels, int64_t pixels, const A* dlogit, const uint8_t* mask, A* to) {
   constexpr int L = kLanes<A>;
-  constexpr int kPanelVectors = kPanelBytes / kVectorBytes;
-  const int64_t stride = padded<A>(problem.inter_channels);
-  const int64_t mask_bytes = (problem.inter_channels + 7) / 8;
-  for (int64_t p = 0; p < pixels; ++p, to += stride, mask += mask_bytes) {
-    const Vector<A> value = broadcast(dlogit[p] * weight);
-    for (int64_t panel = 0; panel < stride; panel += L * kPanelVectors) {
-      const int64_t byte = panel / 8;
-      const unsigned bits = panel_bits<A>(mask + byte, mask_bytes - byte);
-      for (int v = 0; v < kPanelVectors; ++v) {
-        const Vector<A> kept = keep<A>(value, lanes_of<A>(bits >> (v * L)));
-        A* lanes = to + panel + v * L;
-        store(lanes, kAdd ? load(lanes) + kept : kept);
+  const int64_t mask_bytes = (inter_channels + 7) / 8;
+  for (int64_t panel = 0; panel < inter_channels; panel += kPanel<A>) {
+    const uint8_t* from = mask + panel / 8;
+    for (int64_t p = 0; p < pixels; ++p, from += mask_bytes, to += kPanel<A>) {
+      const Vector<A> value = broadcast(dlogit[p]);
+      const unsigned bits = panel_bits<A>(from, mask_bytes - panel / 8);
+      for (int v = 0; v < kPanel<A>; v += L) store(to + v, keep<A>(value, lanes_of<A>(bits >> v)));
+    }
+    to += (kTilePixels - pixels) * kPanel<A>;
+  }
+}
+
+// The two products of a tile of ds: the gradient of the tile `x`, ds back, and the sum over pixels of x ds^T.
+template <typename A>
+inline void gradient_products(int64_t inter_channels, int64_t channels, int64_t pixels, bool by_channel, const A* ds,
+                              A* transposed, const A* back, const Tile<A>& x, const Tile<A>& dx, bool accumulate,
+                              A* sum, Ahead& first, Ahead& second) {
+  constexpr int64_t W = kPanel<A>, kPanelSize = kTilePixels * W;
+  if (by_channel) {
+    for (int64_t f = 0; f < inter_channels; ++f) {
+      const A* __restrict from = ds + panel_at<A>(0, f);
+      for (int64_t panel = 0; panel < padded<A>(pixels); panel += W) {
+        A* __restrict to = transposed + panel * inter_channels + f * W;
+        for (int64_t p = 0; p < W; ++p) to[p] = from[(panel + p) * W];
       }
     }
+    product<A>({channels, padded<A>(pixels), inter_channels, {back, inter_channels, 1, W},
+                panels(static_cast<const A*>(transposed), inter_channels), dx.data, dx.channel, accumulate}, first);
+  } else {
+    product<A>({pixels, padded<A>(channels), inter_channels, {ds, W, 1, kPanelSize}, panels(back, inter_channels),
+                dx.data, dx.pixel, accumulate}, first);
   }
+  product<A>({channels, padded<A>(inter_channels), pixels, x.transposed(), {ds, W, 1, kPanelSize}, sum,
+              padded<A>(inter_channels), true}, second);
 }
 
 // Multiplicative mode. With ds = dlogit w_psi [s > 0] for s = t v:
-// kOf = 0: to = ds v, the gradient of t = Wx x, and dw_psi += dlogit relu(s);
+// kOf = 0: to = ds v, the gradient of t = Wx x, in panels, and dw_psi += dlogit relu(s);
 // kOf = 1: to += weight ds t, the gradient of v = up(Wg g + b_g).
 template <typename A, int kOf>
 inline void product_gradient_tile(const Problem<A>& problem, int64_t pixels, const A* dlogit, A weight, const A* t_tile,
@@ -195,7 +233,7 @@ inline void product_gradient_tile(const Problem<A>& problem, int64_t pixels, con
       const Vector<A> s = t * v;
       const Mask<A> active = active_lanes<A>(s, f, problem.inter_channels);
       const Vector<A> ds = keep<A>(load(problem.w_psi + f) * (dlogit[p] * weight), active);
-      A* lanes = to + p * stride + f;
+      A* lanes = to + (kOf == 0 ? panel_at<A>(p, f) : p * stride + f);
       if constexpr (kOf == 0) {
         store(lanes, ds * v);
         store(dw_psi + f, load(dw_psi + f) + keep<A>(s * dlogit[p], active));
@@ -209,50 +247,48 @@ inline void product_gradient_tile(const Problem<A>& problem, int64_t pixels, con
 // Reads x, dout, alpha and the bits once; writes dx and dlogit once. Additive mode touches neither g nor s.
 template <typename T, typename A>
 void backward_fine(const Problem<A>& problem, int64_t begin, int64_t end, const FinePartial<A>& partial) {
-  const int64_t height = problem.rows.fine, width = problem.columns.fine;
-  const int64_t inter = padded<A>(problem.inter_channels), channels = padded<A>(problem.channels);
+  const Grid grid = fine_grid(problem);
+  const int64_t inter = padded<A>(problem.inter_channels), channels = problem.channels;
   const int64_t mask_bytes = (problem.inter_channels + 7) / 8;
-  Upsampler<T, A> upsampler(problem, problem.multiplicative ? kStripColumns : 0);
-  Scratch<A> x_buffer(kTilePixels * channels), dout_buffer(kTilePixels * channels), dx_buffer(kTilePixels * channels);
-  Scratch<A> ds_tile(kTilePixels * inter);
-  Scratch<A> t_tile(problem.multiplicative ? kTilePixels * inter : 0);
-  Scratch<A> v_tile(problem.multiplicative ? kTilePixels * inter : 0);
+  const bool by_channel = channel_major(problem.x);
+  Scratch<A> x_buffer(tile_size<A>(channels)), dout_buffer(tile_size<A>(channels)), dx_buffer(tile_size<A>(channels));
+  Scratch<A> ds(kTilePixels * inter), transposed(by_channel ? kTilePixels * inter : 0);
+  const int64_t product_size = problem.multiplicative ? kTilePixels * inter : 0;
+  Scratch<A> t_tile(product_size), v_tile(product_size), blended(product_size ? product_size + inter : 0);
+  const Tile<A> dx = tile_in<A>(dx_buffer, channels, by_channel);
+  alignas(64) A alpha[kTilePixels] = {}, dlogit[kTilePixels] = {}, ones[kTilePixels];
+  for (A& one : ones) one = A(1);
 
-  for (int64_t strip = 0; strip < width; strip += kStripColumns) {
-    const int64_t strip_end = least(width, strip + kStripColumns);
-    if (problem.multiplicative) upsampler.start_strip(strip, strip_end);
-    for (int64_t row = begin; row < end; ++row) {
-      const int64_t n = row / height, y = row % height;
-      if (problem.multiplicative) upsampler.start_row(n, y);
-      for (int64_t column = strip; column < strip_end; column += kTilePixels) {
-        const int64_t pixels = least(kTilePixels, strip_end - column);
-        const Tile<A> x = read_tile<T, A>(problem.x, pixel<const T>(problem.x, n, y, column), problem.channels, pixels,
-                                          x_buffer);
-        const Tile<A> dout = read_tile<T, A>(problem.dout, pixel<const T>(problem.dout, n, y, column),
-                                             problem.channels, pixels, dout_buffer);
-        T* dx_out = pixel<T>(problem.dx, n, y, column);
-        const Tile<A> dx = target_tile<T, A>(problem.dx, dx_out, problem.channels, dx_buffer);
-        A* dlogit = problem.dlogit + row * width + column;
-        logit_tile<T, A>(problem, pixels, problem.gate + row * width + column,
-                         pixel<const T>(problem.dalpha, n, y, column), x, dout, dx, dlogit);
-        for (int64_t p = 0; p < pixels; ++p) *partial.db_psi += dlogit[p];
-
-        if (problem.multiplicative) {
-          product<A>({pixels, inter, problem.channels, x.data, x.stride, 1, problem.w_x, inter, t_tile, inter, false});
-          upsampler.tile(column, pixels, v_tile);
-          product_gradient_tile<A, 0>(problem, pixels, dlogit, A(1), t_tile, v_tile, ds_tile, partial.dw_psi);
-        } else {
-          const uint8_t* mask = problem.mask + (row * width + column) * mask_bytes;
-          masked_tile<A, false>(problem, pixels, dlogit, A(1), mask, ds_tile);
-        }
-        product<A>({pixels, channels, problem.inter_channels, ds_tile, inter, 1, problem.w_x_back, channels, dx.data,
-                    dx.stride, true});
-        product<A>({problem.inter_channels, channels, pixels, ds_tile, 1, inter, x.data, x.stride, partial.x_sum,
-                    channels, true});
-        write_tile<T, A>(problem.dx, dx_out, problem.channels, pixels, dx);
-      }
+  for (; begin < end; begin += kTilePixels) {
+    const int64_t pixels = least(kTilePixels, end - begin);
+    const Tile<A> x = read_tile<T, A>(problem.x, grid, begin, pixels, channels, by_channel, x_buffer);
+    const Tile<A> dout = read_tile<T, A>(problem.dout, grid, begin, pixels, channels, by_channel, dout_buffer);
+    for (int64_t p = 0; p < pixels; ++p) alpha[p] = problem.gate[begin + p];
+    for_runs(problem.dalpha, grid, begin, pixels, [&](int64_t first, int64_t count, int64_t offset) {
+      const T* from = pixel<const T>(problem.dalpha, grid, first);
+      for (int64_t p = 0; p < count; ++p) dlogit[offset + p] = to_acc(from[p * problem.dalpha.w]);
+    });
+    logit_tile<A>(pixels, channels, by_channel, alpha, x, dout, dx, dlogit);
+    for (int64_t p = 0; p < pixels; ++p) {
+      problem.dlogit[begin + p] = dlogit[p];
+      *partial.db_psi += dlogit[p];
     }
+
+    if (problem.multiplicative) {
+      product<A>({pixels, inter, channels, x.rows(), panels(problem.w_x, channels), t_tile, inter, false});
+      upsample_tile<A>(problem, begin, pixels, v_tile, blended);
+      product_gradient_tile<A, 0>(problem, pixels, dlogit, A(1), t_tile, v_tile, ds, partial.dw_psi);
+    } else {
+      masked_tile<A>(problem.inter_channels, pixels, dlogit, problem.mask + begin * mask_bytes, ds);
+    }
+    const int64_t next = begin + kTilePixels, next_pixels = least(kTilePixels, end - next);
+    Ahead x_ahead = ahead_of<T>(problem.x, grid, next, next_pixels, channels);
+    Ahead dout_ahead = ahead_of<T>(problem.dout, grid, next, next_pixels, channels);
+    gradient_products<A>(problem.inter_channels, channels, pixels, by_channel, ds, transposed, problem.w_x_back, x, dx,
+                         true, partial.x_sum, x_ahead, dout_ahead);
+    write_tile<T, A>(problem.dx, grid, begin, pixels, channels, dx, ones, problem.stream);
   }
+  if (problem.stream) stream_fence();
 }
 
 // The weight with which fine position i reads coarse position `coarse`.
@@ -262,81 +298,118 @@ ASEGNET_HOST_DEVICE A weight_of(const Axis<A>& axis, int64_t i, int64_t coarse) 
   return axis.upper[i] == coarse ? A(1) : A(1) - axis.upper_weight[i];
 }
 
-// Gathers, for each coarse row, the gradient of u from the fine rows that read it: first down the columns into a
-// tile of fine pixels, then along the row. Every coarse pixel is written by one thread in one order.
+// to[p, f] (+)= the sum over `rows` fine rows (at most 4) of weight * dlogit * [s_f > 0].
+template <typename A>
+inline void masked_rows(const Problem<A>& problem, int64_t rows, const int64_t* at, const A* weights, int64_t pixels,
+                        bool add, A* to) {
+  constexpr int L = kLanes<A>;
+  constexpr int kVectors = static_cast<int>(kPanel<A>) / L;
+  const int64_t stride = padded<A>(problem.inter_channels), mask_bytes = (problem.inter_channels + 7) / 8;
+  for (int64_t p = 0; p < pixels; ++p) {
+    for (int64_t panel = 0; panel < stride; panel += kPanel<A>) {
+      const int64_t byte = panel / 8;
+      A* lanes = to + p * stride + panel;
+      Vector<A> sum[kVectors];
+      for (int v = 0; v < kVectors; ++v) sum[v] = add ? load(lanes + v * L) : Vector<A>{};
+      for (int64_t row = 0; row < rows; ++row) {
+        const Vector<A> value = broadcast(problem.dlogit[at[row] + p] * weights[row]);
+        const unsigned bits = panel_bits<A>(problem.mask + (at[row] + p) * mask_bytes + byte, mask_bytes - byte);
+        for (int v = 0; v < kVectors; ++v) sum[v] += keep<A>(value, lanes_of<A>(bits >> (v * L)));
+      }
+      for (int v = 0; v < kVectors; ++v) store(lanes + v * L, sum[v]);
+    }
+  }
+}
+
+// The gradient of u, for each coarse row from the fine rows that read it: first down the columns into a tile of fine
+// pixels, then along the row. Every coarse pixel is written by one thread in one order.
 template <typename T, typename A>
-void backward_coarse(const Problem<A>& problem, int64_t begin, int64_t end, const CoarsePartial<A>& partial) {
+void gather(const Problem<A>& problem, int64_t begin, int64_t end) {
   const Axis<A>&rows = problem.rows, &columns = problem.columns;
-  const int64_t inter = padded<A>(problem.inter_channels), gating = padded<A>(problem.gating_channels);
-  const int64_t mask_bytes = (problem.inter_channels + 7) / 8;
-  const int64_t strip_columns = least(columns.coarse, kCoarseStripColumns);
-  Scratch<A> du(strip_columns * inter), fine_tile(kTilePixels * inter);
-  Scratch<A> g_buffer(kTilePixels * gating), dg_buffer(kTilePixels * gating);
-  Upsampler<T, A> upsampler(problem, problem.multiplicative ? kTilePixels : 0);
-  Scratch<A> x_buffer(problem.multiplicative ? kTilePixels * padded<A>(problem.channels) : 0);
-  Scratch<A> t_tile(problem.multiplicative ? kTilePixels * inter : 0);
-  Scratch<A> v_tile(problem.multiplicative ? kTilePixels * inter : 0);
+  const Grid grid = fine_grid(problem);
+  const int64_t inter = padded<A>(problem.inter_channels), channels = problem.channels;
+  const bool by_channel = channel_major(problem.x);
+  Scratch<A> fine_tile(kTilePixels * inter);
+  const int64_t product_size = problem.multiplicative ? kTilePixels * inter : 0;
+  Scratch<A> t_tile(product_size), v_tile(product_size), blended(product_size ? product_size + inter : 0);
+  Scratch<A> x_buffer(problem.multiplicative ? tile_size<A>(channels) : 0);
 
   for (int64_t row = begin; row < end; ++row) {
     const int64_t n = row / rows.coarse, coarse_y = row % rows.coarse;
-    for (int64_t strip = 0; strip < columns.coarse; strip += strip_columns) {
-      const int64_t strip_end = least(columns.coarse, strip + strip_columns);
-      for (int64_t i = 0; i < (strip_end - strip) * inter; ++i) du[i] = A(0);
-
-      const int64_t fine_end = columns.end[strip_end - 1];
-      for (int64_t column = columns.begin[strip]; column < fine_end; column += kTilePixels) {
-        const int64_t pixels = least(kTilePixels, fine_end - column);
-        for (int64_t i = 0; i < pixels * inter; ++i) fine_tile[i] = A(0);
-        if (problem.multiplicative) upsampler.start_strip(column, column + pixels);
-        for (int64_t y = rows.begin[coarse_y]; y < rows.end[coarse_y]; ++y) {
-          const A weight = weight_of(rows, y, coarse_y);
-          const int64_t at = (n * rows.fine + y) * columns.fine + column;
-          if (!problem.multiplicative) {
-            masked_tile<A, true>(problem, pixels, problem.dlogit + at, weight, problem.mask + at * mask_bytes,
-                                 fine_tile);
-            continue;
-          }
-          const Tile<A> x = read_tile<T, A>(problem.x, pixel<const T>(problem.x, n, y, column), problem.channels,
-                                            pixels, x_buffer);
-          product<A>({pixels, inter, problem.channels, x.data, x.stride, 1, problem.w_x, inter, t_tile, inter, false});
-          upsampler.start_row(n, y);
-          upsampler.tile(column, pixels, v_tile);
-          product_gradient_tile<A, 1>(problem, pixels, problem.dlogit + at, weight, t_tile, v_tile, fine_tile, nullptr);
+    A* du = problem.du + row * columns.coarse * inter;
+    for (int64_t i = 0; i < columns.coarse * inter; i += kLanes<A>) store(du + i, Vector<A>{});
+    for (int64_t column = 0; column < columns.fine; column += kTilePixels) {
+      const int64_t pixels = least(kTilePixels, columns.fine - column);
+      constexpr int64_t kMost = 4;
+      for (int64_t y = rows.begin[coarse_y]; y < rows.end[coarse_y]; y += kMost) {
+        const int64_t count = least(kMost, rows.end[coarse_y] - y);
+        const bool add = y > rows.begin[coarse_y];
+        int64_t at[kMost];
+        A weights[kMost];
+        for (int64_t i = 0; i < count; ++i) {
+          at[i] = (n * rows.fine + y + i) * columns.fine + column;
+          weights[i] = weight_of(rows, y + i, coarse_y);
         }
-        for (int64_t p = 0; p < pixels; ++p) {
-          const int64_t lower = columns.lower[column + p], upper = columns.upper[column + p];
-          for (int64_t coarse = most(lower, strip); coarse <= least(upper, strip_end - 1); ++coarse) {
-            const Vector<A> weight = broadcast(weight_of(columns, column + p, coarse));
-            A* to = du + (coarse - strip) * inter;
-            const A* from = fine_tile + p * inter;
-            for (int64_t f = 0; f < inter; f += kLanes<A>) store(to + f, load(to + f) + weight * load(from + f));
-          }
+        if (!problem.multiplicative) {
+          masked_rows<A>(problem, count, at, weights, pixels, add, fine_tile);
+          continue;
+        }
+        if (!add) __builtin_memset(fine_tile, 0, sizeof(A) * static_cast<uint64_t>(pixels * inter));
+        for (int64_t i = 0; i < count; ++i) {
+          const Tile<A> x = read_tile<T, A>(problem.x, grid, at[i], pixels, channels, by_channel, x_buffer);
+          product<A>({pixels, inter, channels, x.rows(), panels(problem.w_x, channels), t_tile, inter, false});
+          upsample_tile<A>(problem, at[i], pixels, v_tile, blended);
+          product_gradient_tile<A, 1>(problem, pixels, problem.dlogit + at[i], weights[i], t_tile, v_tile, fine_tile,
+                                      nullptr);
         }
       }
-
-      for (int64_t column = strip; column < strip_end; column += kTilePixels) {
-        const int64_t pixels = least(kTilePixels, strip_end - column);
-        const A* du_tile = du + (column - strip) * inter;
-        const Tile<A> g = read_tile<T, A>(problem.g, pixel<const T>(problem.g, n, coarse_y, column),
-                                          problem.gating_channels, pixels, g_buffer);
-        T* dg_out = pixel<T>(problem.dg, n, coarse_y, column);
-        const Tile<A> dg = target_tile<T, A>(problem.dg, dg_out, problem.gating_channels, dg_buffer);
-        product<A>({pixels, gating, problem.inter_channels, du_tile, inter, 1, problem.w_g_back, gating, dg.data,
-                    dg.stride, false});
-        product<A>({problem.inter_channels, gating, pixels, du_tile, 1, inter, g.data, g.stride, partial.g_sum, gating,
-                    true});
-        for (int64_t p = 0; p < pixels; ++p) {
-          for (int64_t f = 0; f < inter; ++f) partial.b_sum[f] += du_tile[p * inter + f];
+      if (rows.begin[coarse_y] >= rows.end[coarse_y]) continue;
+      for (int64_t p = 0; p < pixels; ++p) {
+        for (int64_t coarse = columns.lower[column + p]; coarse <= columns.upper[column + p]; ++coarse) {
+          const Vector<A> weight = broadcast(weight_of(columns, column + p, coarse));
+          A* to = du + coarse * inter;
+          const A* from = fine_tile + p * inter;
+          for (int64_t f = 0; f < inter; f += kLanes<A>) store(to + f, load(to + f) + weight * load(from + f));
         }
-        write_tile<T, A>(problem.dg, dg_out, problem.gating_channels, pixels, dg);
       }
     }
   }
 }
 
+template <typename T, typename A>
+void backward_coarse(const Problem<A>& problem, int64_t begin, int64_t end, const CoarsePartial<A>& partial) {
+  const Grid grid = coarse_grid(problem);
+  const int64_t inter = padded<A>(problem.inter_channels), channels = problem.gating_channels;
+  const bool by_channel = channel_major(problem.g);
+  Scratch<A> g_buffer(tile_size<A>(channels)), dg_buffer(tile_size<A>(channels));
+  Scratch<A> ds(kTilePixels * inter), transposed(by_channel ? kTilePixels * inter : 0);
+  const Tile<A> dg = tile_in<A>(dg_buffer, channels, by_channel);
+  A ones[kTilePixels];
+  for (A& one : ones) one = A(1);
+
+  for (; begin < end; begin += kTilePixels) {
+    const int64_t pixels = least(kTilePixels, end - begin);
+    const Tile<A> g = read_tile<T, A>(problem.g, grid, begin, pixels, channels, by_channel, g_buffer);
+    for (int64_t p = 0; p < pixels; ++p) {
+      const A* du = problem.du + (begin + p) * inter;
+      for (int64_t f = 0; f < inter; f += kLanes<A>) {
+        store(partial.b_sum + f, load(partial.b_sum + f) + load(du + f));
+        store(ds + panel_at<A>(p, f), load(du + f));
+      }
+    }
+    const int64_t next = begin + kTilePixels;
+    Ahead ahead = ahead_of<T>(problem.g, grid, next, least(kTilePixels, end - next), channels), nothing;
+    gradient_products<A>(problem.inter_channels, channels, pixels, by_channel, ds, transposed, problem.w_g_back, g, dg,
+                         false, partial.g_sum, ahead, nothing);
+    write_tile<T, A>(problem.dg, grid, begin, pixels, channels, dg, ones, problem.stream);
+  }
+  if (problem.stream) stream_fence();
+}
+
 template <typename T>
 constexpr RowKernels<acc_t<T>> kernels_for() {
-  return {forward<T, acc_t<T>>, backward_fine<T, acc_t<T>>, backward_coarse<T, acc_t<T>>};
+  using A = acc_t<T>;
+  return {gating<T, A>, forward<T, A>, backward_fine<T, A>, gather<T, A>, backward_coarse<T, A>};
 }
 
 }  // namespace

@@ -1,4 +1,4 @@
-// Tiles: a run of neighbouring pixels of one image row, as [pixels, padded channels] in the accumulation type.
+// Tiles: a run of neighbouring pixels in the accumulation type, [pixels, padded channels] or [channels, kTilePixels].
 // For simd.cpp only.
 #pragma once
 
@@ -11,15 +11,14 @@
 namespace asegnet::attention_gate {
 namespace {
 
-constexpr int64_t kTilePixels = 64;
-
-// Memory of one call, aligned to a cache line and freed at its end.
+// Memory of one call, aligned to a cache line, zero at first and freed at its end.
 template <typename A>
 class Scratch {
  public:
   explicit Scratch(int64_t count) : memory_(::operator new(sizeof(A) * static_cast<uint64_t>(count) + kLine)) {
     const uintptr_t address = reinterpret_cast<uintptr_t>(memory_);
     data_ = reinterpret_cast<A*>((address + kLine - 1) / kLine * kLine);
+    __builtin_memset(data_, 0, sizeof(A) * static_cast<uint64_t>(count));
   }
   ~Scratch() { ::operator delete(memory_); }
   Scratch(const Scratch&) = delete;
@@ -32,159 +31,204 @@ class Scratch {
   A* data_;
 };
 
+ASEGNET_HOST_DEVICE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+ASEGNET_HOST_DEVICE int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
+
+struct Grid {
+  int64_t rows, columns;
+};
+
 template <typename T>
 ASEGNET_HOST_DEVICE T* pixel(const Image& image, int64_t n, int64_t row, int64_t column) {
   return static_cast<T*>(image.data) + n * image.n + row * image.h + column * image.w;
 }
 
+template <typename T>
+ASEGNET_HOST_DEVICE T* pixel(const Image& image, const Grid& grid, int64_t index) {
+  const int64_t row = index / grid.columns;
+  return pixel<T>(image, row / grid.rows, row % grid.rows, index % grid.columns);
+}
+
+// Whether the pixels are image.w apart in memory, from the first to the last.
+ASEGNET_HOST_DEVICE bool is_run(const Image& image, const Grid& grid, int64_t begin, int64_t pixels) {
+  if (begin % grid.columns + pixels <= grid.columns) return true;
+  if (image.h != grid.columns * image.w) return false;
+  const int64_t size = grid.rows * grid.columns;
+  return begin % size + pixels <= size || image.n == grid.rows * image.h;
+}
+
+// Calls run(first pixel, pixels, offset) for the parts that lie in one image row, or with the whole if it is a run.
+template <class Run>
+ASEGNET_HOST_DEVICE void for_runs(const Image& image, const Grid& grid, int64_t begin, int64_t pixels, const Run& run) {
+  if (is_run(image, grid, begin, pixels)) return run(begin, pixels, int64_t(0));
+  for (int64_t offset = 0; offset < pixels;) {
+    const int64_t first = begin + offset;
+    const int64_t count = least(pixels - offset, grid.columns - first % grid.columns);
+    run(first, count, offset);
+    offset += count;
+  }
+}
+
 template <typename A>
 struct Tile {
   A* data;
-  int64_t stride;  // from one pixel to the next
+  int64_t pixel, channel;  // strides
+
+  Operand<A> rows() const { return {data, pixel, channel, kPanel<A> * channel}; }
+  Operand<A> transposed() const { return {data, channel, pixel, kPanel<A> * pixel}; }
 };
 
-// Whether a tensor's own memory is a tile already.
-template <typename T, typename A>
-ASEGNET_HOST_DEVICE bool is_tile(const Image& image, int64_t channels) {
-  return sizeof(T) == sizeof(A) && image.c == 1 && padded<A>(channels) == channels;
+template <typename A>
+ASEGNET_HOST_DEVICE int64_t tile_size(int64_t channels) {
+  return kTilePixels * padded<A>(channels);
 }
 
-// The tile that starts at `from`: the tensor's memory where that is a tile, else a converted copy in `buffer`.
-template <typename T, typename A>
-inline Tile<A> read_tile(const Image& image, const T* from, int64_t channels, int64_t pixels, A* buffer) {
-  if (is_tile<T, A>(image, channels)) return {reinterpret_cast<A*>(const_cast<T*>(from)), image.w};
-  const int64_t stride = padded<A>(channels);
-  if (image.c == 1) {
-    for (int64_t p = 0; p < pixels; ++p) {
-      const T* __restrict source = from + p * image.w;
-      A* __restrict target = buffer + p * stride;
-      for (int64_t c = 0; c < channels; ++c) target[c] = to_acc(source[c]);
-    }
-  } else {
-    for (int64_t c = 0; c < channels; ++c) {
-      const T* __restrict source = from + c * image.c;
-      A* __restrict target = buffer + c;
-      for (int64_t p = 0; p < pixels; ++p) target[p * stride] = to_acc(source[p * image.w]);
-    }
-  }
-  for (int64_t p = 0; p < pixels; ++p) {
-    for (int64_t c = channels; c < stride; ++c) buffer[p * stride + c] = A(0);
-  }
-  return {buffer, stride};
+template <typename A>
+ASEGNET_HOST_DEVICE Tile<A> tile_in(A* buffer, int64_t channels, bool by_channel) {
+  if (by_channel) return {buffer, 1, kTilePixels};
+  return {buffer, padded<A>(channels), 1};
 }
 
-// Where to put a tile that write_tile will store at `to`.
+// The tile of pixels [begin, begin + pixels): the tensor's memory where that is one, else a converted copy in `buffer`.
 template <typename T, typename A>
-inline Tile<A> target_tile(const Image& image, T* to, int64_t channels, A* buffer) {
-  if (is_tile<T, A>(image, channels)) return {reinterpret_cast<A*>(to), image.w};
-  return {buffer, padded<A>(channels)};
-}
-
-template <typename T, typename A>
-inline void write_tile(const Image& image, T* to, int64_t channels, int64_t pixels, const Tile<A>& tile) {
-  if (is_tile<T, A>(image, channels)) return;
-  if (image.c == 1) {
-    for (int64_t p = 0; p < pixels; ++p) {
-      const A* __restrict source = tile.data + p * tile.stride;
-      T* __restrict target = to + p * image.w;
-      for (int64_t c = 0; c < channels; ++c) target[c] = from_acc<T>(source[c]);
-    }
-  } else {
-    for (int64_t c = 0; c < channels; ++c) {
-      const A* __restrict source = tile.data + c;
-      T* __restrict target = to + c * image.c;
-      for (int64_t p = 0; p < pixels; ++p) target[p * image.w] = from_acc<T>(source[p * tile.stride]);
-    }
+inline Tile<A> read_tile(const Image& image, const Grid& grid, int64_t begin, int64_t pixels, int64_t channels,
+                         bool by_channel, A* buffer) {
+  if (!by_channel && sizeof(T) == sizeof(A) && image.c == 1 && padded<A>(channels) == channels &&
+      is_run(image, grid, begin, pixels)) {
+    return {reinterpret_cast<A*>(pixel<T>(image, grid, begin)), image.w, 1};
   }
-}
-
-// u = Wg g + b_g, made row by row of the coarse grid for one strip of columns, and upsampled from there. Two coarse
-// rows are kept, which a walk down the image reads again, so u is never stored whole.
-template <typename T, typename A>
-class Upsampler {
- public:
-  Upsampler(const Problem<A>& problem, int64_t strip_columns)
-      : problem_(problem),
-        stride_(padded<A>(problem.inter_channels)),
-        row_size_((strip_columns < problem.columns.coarse ? strip_columns + 2 : problem.columns.coarse) * stride_),
-        rows_(2 * row_size_),
-        blended_(row_size_),
-        g_tile_(kTilePixels * padded<A>(problem.gating_channels)) {}
-
-  // Fine columns [begin, end), at most strip_columns of them.
-  void start_strip(int64_t begin, int64_t end) {
-    coarse_begin_ = problem_.columns.lower[begin];
-    coarse_end_ = problem_.columns.upper[end - 1] + 1;
-    held_[0] = held_[1] = -1;
-  }
-
-  void start_row(int64_t n, int64_t y) {
-    const Axis<A>& axis = problem_.rows;
-    const int64_t upper_row = axis.upper[y];
-    const A* lower = coarse_row(n, axis.lower[y], upper_row);
-    if (!axis.blend || upper_row == axis.lower[y]) {
-      current_ = lower;
+  const Tile<A> tile = tile_in(buffer, channels, by_channel);
+  for_runs(image, grid, begin, pixels, [&](int64_t first, int64_t count, int64_t offset) {
+    const T* from = pixel<const T>(image, grid, first);
+    A* to = buffer + offset * tile.pixel;
+    if (!by_channel) {
+      for (int64_t p = 0; p < count; ++p) {
+        const T* __restrict source = from + p * image.w;
+        A* __restrict target = to + p * tile.pixel;
+        if (image.c == 1) {
+          for (int64_t c = 0; c < channels; ++c) target[c] = to_acc(source[c]);
+        } else {
+          for (int64_t c = 0; c < channels; ++c) target[c] = to_acc(source[c * image.c]);
+        }
+      }
       return;
     }
-    const A* __restrict upper = coarse_row(n, upper_row, axis.lower[y]);
-    const A upper_weight = axis.upper_weight[y];
-    const A lower_weight = A(1) - upper_weight;
-    A* __restrict blended = blended_;
-    const int64_t count = (coarse_end_ - coarse_begin_) * stride_;
-    for (int64_t i = 0; i < count; ++i) blended[i] = lower_weight * lower[i] + upper_weight * upper[i];
-    current_ = blended_;
-  }
+    for (int64_t c = 0; c < channels; ++c) {
+      const T* __restrict source = from + c * image.c;
+      A* __restrict target = to + c * kTilePixels;
+      if (image.w == 1 && count == kTilePixels) {
+        for (int64_t p = 0; p < kTilePixels; ++p) target[p] = to_acc(source[p]);
+      } else if (image.w == 1) {
+        for (int64_t p = 0; p < count; ++p) target[p] = to_acc(source[p]);
+      } else {
+        for (int64_t p = 0; p < count; ++p) target[p] = to_acc(source[p * image.w]);
+      }
+    }
+  });
+  return tile;
+}
 
-  // up(u) of the started row at fine columns [x, x + pixels), to a [pixels, padded F] tile.
-  void tile(int64_t x, int64_t pixels, A* __restrict to) const {
-    const Axis<A>& axis = problem_.columns;
-    for (int64_t p = 0; p < pixels; ++p, to += stride_) {
-      const A* __restrict lower = current_ + (axis.lower[x + p] - coarse_begin_) * stride_;
-      if (!axis.blend) {
-        for (int64_t f = 0; f < stride_; f += kLanes<A>) store(to + f, load(lower + f));
+// What read_tile will read of these pixels.
+template <typename T>
+inline Ahead ahead_of(const Image& image, const Grid& grid, int64_t begin, int64_t pixels, int64_t channels) {
+  if (pixels <= 0 || !is_run(image, grid, begin, pixels)) return {};
+  constexpr int64_t kSize = sizeof(T), kLine = 64;
+  Ahead ahead;
+  ahead.row = reinterpret_cast<const char*>(pixel<const T>(image, grid, begin));
+  if (image.c == 1) {
+    const bool dense = image.w == channels;
+    ahead.rows = dense ? 1 : pixels;
+    ahead.lines = ((dense ? pixels : 1) * channels * kSize + kLine - 1) / kLine;
+    ahead.row_step = image.w * kSize;
+  } else if (image.w == 1) {
+    ahead.rows = channels;
+    ahead.lines = (pixels * kSize + kLine - 1) / kLine;
+    ahead.row_step = image.c * kSize;
+  }
+  return ahead;
+}
+
+// to = scale from, with `scale` one value or, with kEach, one for each element.
+template <bool kEach, typename T, typename A>
+ASEGNET_HOST_DEVICE void store_scaled(T* __restrict to, const A* __restrict from, const A* __restrict scale,
+                                      int64_t count, bool stream) {
+  int64_t i = 0;
+  if (stream && is_aligned(to)) {
+    constexpr int64_t kBlock = kVectorBytes / static_cast<int64_t>(sizeof(T));
+    for (; i + kBlock <= count; i += kBlock) {
+      if constexpr (sizeof(T) == sizeof(A)) {
+        stream_as(to + i, load(from + i) * (kEach ? load(scale + i) : broadcast(*scale)));
+      } else {
+        alignas(kVectorBytes) T block[kBlock];
+        for (int64_t j = 0; j < kBlock; ++j) block[j] = from_acc<T>(scale[kEach ? i + j : 0] * from[i + j]);
+        stream_as(to + i, load_as<Mask<A>>(block));
+      }
+    }
+  }
+  for (; i < count; ++i) to[i] = from_acc<T>(scale[kEach ? i : 0] * from[i]);
+}
+
+// The tile times one factor per pixel, to the tensor.
+template <typename T, typename A>
+inline void write_tile(const Image& image, const Grid& grid, int64_t begin, int64_t pixels, int64_t channels,
+                       const Tile<A>& tile, const A* scale, bool stream) {
+  for_runs(image, grid, begin, pixels, [&](int64_t first, int64_t count, int64_t offset) {
+    T* to = pixel<T>(image, grid, first);
+    const A* from = tile.data + offset * tile.pixel;
+    if (image.c == 1 && tile.channel == 1) {
+      for (int64_t p = 0; p < count; ++p) {
+        store_scaled<false>(to + p * image.w, from + p * tile.pixel, scale + offset + p, channels, stream);
+      }
+    } else if (image.w == 1 && tile.pixel == 1) {
+      for (int64_t c = 0; c < channels; ++c) {
+        store_scaled<true>(to + c * image.c, from + c * tile.channel, scale + offset, count, stream);
+      }
+    } else {
+      for (int64_t c = 0; c < channels; ++c) {
+        for (int64_t p = 0; p < count; ++p) {
+          to[c * image.c + p * image.w] = from_acc<T>(scale[offset + p] * from[c * tile.channel + p * tile.pixel]);
+        }
+      }
+    }
+  });
+}
+
+// up(u) at pixels [begin, begin + pixels) of the fine grid, as a [pixels, padded F] tile. `blended` has room for
+// kTilePixels + 1 coarse pixels.
+template <typename A>
+inline void upsample_tile(const Problem<A>& problem, int64_t begin, int64_t pixels, A* to, A* blended) {
+  const Axis<A>&rows = problem.rows, &columns = problem.columns;
+  const int64_t stride = padded<A>(problem.inter_channels);
+  for (int64_t offset = 0; offset < pixels;) {
+    const int64_t row = (begin + offset) / columns.fine, x = (begin + offset) % columns.fine;
+    const int64_t n = row / rows.fine, y = row % rows.fine;
+    const int64_t count = least(pixels - offset, columns.fine - x);
+    const int64_t first = columns.lower[x], coarse = columns.upper[x + count - 1] + 1 - first;
+    const A* lower_row = problem.u + ((n * rows.coarse + rows.lower[y]) * columns.coarse + first) * stride;
+    const A* source = lower_row;
+    if (rows.blend && rows.upper[y] != rows.lower[y]) {
+      const A* upper_row = lower_row + (rows.upper[y] - rows.lower[y]) * columns.coarse * stride;
+      const Vector<A> weight = broadcast(rows.upper_weight[y]), rest = A(1) - weight;
+      for (int64_t i = 0; i < coarse * stride; i += kLanes<A>) {
+        store(blended + i, rest * load(lower_row + i) + weight * load(upper_row + i));
+      }
+      source = blended;
+    }
+    for (int64_t p = 0; p < count; ++p, to += stride) {
+      const A* lower = source + (columns.lower[x + p] - first) * stride;
+      if (!columns.blend) {
+        for (int64_t f = 0; f < stride; f += kLanes<A>) store(to + f, load(lower + f));
         continue;
       }
-      const A* __restrict upper = current_ + (axis.upper[x + p] - coarse_begin_) * stride_;
-      const Vector<A> upper_weight = broadcast(axis.upper_weight[x + p]);
-      const Vector<A> lower_weight = A(1) - upper_weight;
-      for (int64_t f = 0; f < stride_; f += kLanes<A>) {
-        store(to + f, lower_weight * load(lower + f) + upper_weight * load(upper + f));
+      const A* upper = source + (columns.upper[x + p] - first) * stride;
+      const Vector<A> weight = broadcast(columns.upper_weight[x + p]), rest = A(1) - weight;
+      for (int64_t f = 0; f < stride; f += kLanes<A>) {
+        store(to + f, rest * load(lower + f) + weight * load(upper + f));
       }
     }
+    offset += count;
   }
-
- private:
-  // The row's values; `other` is the row that must not be given up for it.
-  const A* coarse_row(int64_t n, int64_t row, int64_t other) {
-    const int64_t wanted = n * problem_.rows.coarse + row;
-    for (int slot = 0; slot < 2; ++slot) {
-      if (held_[slot] == wanted) return rows_ + slot * row_size_;
-    }
-    const int slot = held_[0] == n * problem_.rows.coarse + other ? 1 : 0;
-    held_[slot] = wanted;
-    A* values = rows_ + slot * row_size_;
-    for (int64_t column = coarse_begin_; column < coarse_end_; column += kTilePixels) {
-      const int64_t left = coarse_end_ - column;
-      const int64_t pixels = left < kTilePixels ? left : kTilePixels;
-      const T* from = pixel<const T>(problem_.g, n, row, column);
-      const Tile<A> g = read_tile<T, A>(problem_.g, from, problem_.gating_channels, pixels, g_tile_);
-      A* to = values + (column - coarse_begin_) * stride_;
-      for (int64_t p = 0; p < pixels; ++p) {
-        for (int64_t f = 0; f < stride_; ++f) to[p * stride_ + f] = problem_.b_g[f];
-      }
-      product<A>({pixels, stride_, problem_.gating_channels, g.data, g.stride, 1, problem_.w_g, stride_, to, stride_,
-                  true});
-    }
-    return values;
-  }
-
-  const Problem<A>& problem_;
-  int64_t stride_, row_size_;
-  Scratch<A> rows_, blended_, g_tile_;
-  int64_t held_[2] = {-1, -1};
-  int64_t coarse_begin_ = 0, coarse_end_ = 0;
-  const A* current_ = nullptr;
-};
+}
 
 }  // namespace
 }  // namespace asegnet::attention_gate

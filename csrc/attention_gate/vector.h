@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "attention_gate/math.h"
 #include "common/host_device.h"
 #include "common/vector.h"
 
@@ -19,9 +20,10 @@ ASEGNET_HOST_DEVICE void store(A* to, Vector<A> value) {
   store_as(to, value);
 }
 
+// Minus 0 and not plus 0, which would cost an addition: -0 + 0 is 0.
 template <typename A>
 ASEGNET_HOST_DEVICE Vector<A> broadcast(A value) {
-  return Vector<A>{} + value;
+  return value - Vector<A>{};
 }
 
 template <typename A>
@@ -83,6 +85,32 @@ ASEGNET_HOST_DEVICE A sum_of(Vector<A> value) {
     for (int lane = 0; lane < half; ++lane) lanes[lane] += lanes[lane + half];
   }
   return lanes[0];
+}
+
+// sigmoid of each lane; the float one within 2 units in the last place. NaN stays NaN.
+ASEGNET_HOST_DEVICE Vector<double> sigmoid_lanes(Vector<double> logit) {
+  for (int lane = 0; lane < kLanes<double>; ++lane) logit[lane] = sigmoid(logit[lane]);
+  return logit;
+}
+
+ASEGNET_HOST_DEVICE Vector<float> sigmoid_lanes(Vector<float> logit) {
+  // exp(x) = 2^k exp(r) with |r| <= ln(2) / 2. From k = 128 on the power is infinity, which gives the right 0; below
+  // -87 the result is 1.
+  Vector<float> x = -logit;
+  x = x > 89.0f ? broadcast(89.0f) : x;
+  x = x < -87.0f ? broadcast(-87.0f) : x;
+  constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: leaves the nearest integer in the low bits
+  const Vector<float> shifted = x * 1.44269504f + kRound, k = shifted - kRound;
+  const Vector<float> r = x - k * 0.693359375f - k * -2.12194440e-4f;
+  Vector<float> e = r * (1.0f / 720) + 1.0f / 120;
+  e = e * r + 1.0f / 24;
+  e = e * r + 1.0f / 6;
+  e = e * r + 0.5f;
+  e = e * r + 1.0f;
+  e = e * r + 1.0f;
+  const Mask<float> power = ((Mask<float>)shifted << 23) + (127 << 23);
+  e *= (Vector<float>)power;
+  return 1.0f / (1.0f + e);
 }
 
 }  // namespace
