@@ -98,15 +98,27 @@ void write_values(const std::vector<acc_t<T>>& from, const Tensor& t) {
   for (size_t i = 0; i < from.size(); ++i) to[i] = from_acc<T>(from[i]);
 }
 
+// Calls run(first, last) for blocks of one panel, on as many threads as the work is worth: a transposition that goes
+// block by block uses every cache line whole.
+template <typename A, class Run>
+void over_panels(int64_t count, int64_t work_per_item, const Run& run) {
+  constexpr int64_t panel = kPanelBytes / static_cast<int64_t>(sizeof(A));
+  parallel_for(0, padded<A>(count) / panel, grain(panel * work_per_item), [&](int64_t begin, int64_t end) {
+    for (; begin < end; ++begin) run(begin * panel, std::min(count, (begin + 1) * panel));
+  });
+}
+
 // element(k, n) in panels of n: [padded n_count / panel][k][panel], zero past n_count.
 template <typename A, class Element>
 std::vector<A> pack_panels(int64_t k_count, int64_t n_count, const Element& element) {
   constexpr int64_t panel = kPanelBytes / static_cast<int64_t>(sizeof(A));
   std::vector<A> packed(padded<A>(n_count) * k_count, A(0));
-  for (int64_t n = 0; n < n_count; ++n) {
-    A* to = packed.data() + n / panel * k_count * panel + n % panel;
-    for (int64_t k = 0; k < k_count; ++k) to[k * panel] = element(k, n);
-  }
+  over_panels<A>(n_count, k_count, [&](int64_t first, int64_t last) {
+    A* to = packed.data() + first * k_count;
+    for (int64_t k = 0; k < k_count; ++k, to += panel) {
+      for (int64_t n = first; n < last; ++n) to[n - first] = element(k, n);
+    }
+  });
   return packed;
 }
 
@@ -124,9 +136,11 @@ std::vector<A> pack_back(const std::vector<A>& weight, int64_t f_count, const st
   const auto element = [&](int64_t f, int64_t c) { return weight[f * c_count + c] * (scale ? (*scale)[f] : A(1)); };
   if (!by_channel) return pack_panels<A>(f_count, c_count, element);
   std::vector<A> packed(weight.size());
-  for (int64_t c = 0; c < c_count; ++c) {
-    for (int64_t f = 0; f < f_count; ++f) packed[c * f_count + f] = element(f, c);
-  }
+  over_panels<A>(c_count, f_count, [&](int64_t first, int64_t last) {
+    for (int64_t f = 0; f < f_count; ++f) {
+      for (int64_t c = first; c < last; ++c) packed[c * f_count + f] = element(f, c);
+    }
+  });
   return packed;
 }
 
@@ -291,22 +305,26 @@ void backward_as(const Inputs& in, const Sizes& sizes, const Tensor& dout, const
   // ds = dlogit w_psi m, so the sums over m need only w_psi; and since s = m s is linear in the weights where m
   // is 1, sum dlogit relu(s) follows from the same sums.
   std::vector<A> dw_x(f_count * cx), dw_g(f_count * cg), db_g(f_count), dw_psi(f_count);
-  for (int64_t f = 0; f < f_count; ++f) {
-    const A scale = in.multiplicative ? A(1) : setup.w_psi[f];
-    A dot = setup.b_g[f] * coarse[g_size + f];
-    for (int64_t c = 0; c < cx; ++c) {
-      const A sum = fine[c * f_size + f];
-      dw_x[f * cx + c] = scale * sum;
-      dot += setup.w_x[f * cx + c] * sum;
+  over_panels<A>(f_count, cx + cg, [&](int64_t first, int64_t last) {
+    const auto scale = [&](int64_t f) { return in.multiplicative ? A(1) : setup.w_psi[f]; };
+    for (int64_t f = first; f < last; ++f) {
+      db_g[f] = scale(f) * coarse[g_size + f];
+      dw_psi[f] = setup.b_g[f] * coarse[g_size + f];
     }
-    for (int64_t c = 0; c < cg; ++c) {
-      const A sum = coarse[c * f_size + f];
-      dw_g[f * cg + c] = scale * sum;
-      dot += setup.w_g[f * cg + c] * sum;
-    }
-    db_g[f] = scale * coarse[g_size + f];
-    dw_psi[f] = in.multiplicative ? fine[x_size + f] : dot;
-  }
+    const auto finish = [&](const std::vector<A>& sums, const std::vector<A>& weight, int64_t channels, A* gradient) {
+      for (int64_t c = 0; c < channels; ++c) {
+        for (int64_t f = first; f < last; ++f) {
+          const A sum = sums[c * f_size + f];
+          gradient[f * channels + c] = scale(f) * sum;
+          dw_psi[f] += weight[f * channels + c] * sum;
+        }
+      }
+    };
+    finish(fine, setup.w_x, cx, dw_x.data());
+    finish(coarse, setup.w_g, cg, dw_g.data());
+    if (!in.multiplicative) return;
+    for (int64_t f = first; f < last; ++f) dw_psi[f] = fine[x_size + f];
+  });
   write_values<T>(dw_x, out.dw_x);
   write_values<T>(dw_g, out.dw_g);
   write_values<T>(db_g, out.db_g);

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 #include "attention_gate/gemm.h"
 #include "attention_gate/kernels.h"
@@ -89,6 +90,15 @@ ASEGNET_HOST_DEVICE Tile<A> tile_in(A* buffer, int64_t channels, bool by_channel
   return {buffer, padded<A>(channels), 1};
 }
 
+template <typename T, typename A>
+ASEGNET_HOST_DEVICE void convert(const T* __restrict from, A* __restrict to, int64_t count) {
+  int64_t i = 0;
+  if constexpr (std::is_same_v<T, BFloat16>) {
+    for (; i + kLanes<A> <= count; i += kLanes<A>) store(to + i, to_acc_lanes(from + i));
+  }
+  for (; i < count; ++i) to[i] = to_acc(from[i]);
+}
+
 // The tile of pixels [begin, begin + pixels): the tensor's memory where that is one, else a converted copy in `buffer`.
 template <typename T, typename A>
 inline Tile<A> read_tile(const Image& image, const Grid& grid, int64_t begin, int64_t pixels, int64_t channels,
@@ -106,7 +116,7 @@ inline Tile<A> read_tile(const Image& image, const Grid& grid, int64_t begin, in
         const T* __restrict source = from + p * image.w;
         A* __restrict target = to + p * tile.pixel;
         if (image.c == 1) {
-          for (int64_t c = 0; c < channels; ++c) target[c] = to_acc(source[c]);
+          convert(source, target, channels);
         } else {
           for (int64_t c = 0; c < channels; ++c) target[c] = to_acc(source[c * image.c]);
         }
@@ -116,10 +126,8 @@ inline Tile<A> read_tile(const Image& image, const Grid& grid, int64_t begin, in
     for (int64_t c = 0; c < channels; ++c) {
       const T* __restrict source = from + c * image.c;
       A* __restrict target = to + c * kTilePixels;
-      if (image.w == 1 && count == kTilePixels) {
-        for (int64_t p = 0; p < kTilePixels; ++p) target[p] = to_acc(source[p]);
-      } else if (image.w == 1) {
-        for (int64_t p = 0; p < count; ++p) target[p] = to_acc(source[p]);
+      if (image.w == 1) {
+        convert(source, target, count);
       } else {
         for (int64_t p = 0; p < count; ++p) target[p] = to_acc(source[p * image.w]);
       }
@@ -152,18 +160,18 @@ inline Ahead ahead_of(const Image& image, const Grid& grid, int64_t begin, int64
 template <bool kEach, typename T, typename A>
 ASEGNET_HOST_DEVICE void store_scaled(T* __restrict to, const A* __restrict from, const A* __restrict scale,
                                       int64_t count, bool stream) {
+  constexpr int L = kLanes<A>;
   int64_t i = 0;
-  if (stream && is_aligned(to)) {
-    constexpr int64_t kBlock = kVectorBytes / static_cast<int64_t>(sizeof(T));
-    for (; i + kBlock <= count; i += kBlock) {
-      if constexpr (sizeof(T) == sizeof(A)) {
-        stream_as(to + i, load(from + i) * (kEach ? load(scale + i) : broadcast(*scale)));
-      } else {
-        alignas(kVectorBytes) T block[kBlock];
-        for (int64_t j = 0; j < kBlock; ++j) block[j] = from_acc<T>(scale[kEach ? i + j : 0] * from[i + j]);
-        stream_as(to + i, load_as<Mask<A>>(block));
-      }
+  const auto scaled = [&]() { return load(from + i) * (kEach ? load(scale + i) : broadcast(*scale)); };
+  if constexpr (sizeof(T) == sizeof(A)) {
+    if (stream && is_aligned(to)) {
+      for (; i + L <= count; i += L) stream_as(to + i, scaled());
     }
+  } else if constexpr (std::is_same_v<T, BFloat16>) {
+    if (kVectorBytes >= 32 && stream && is_aligned(to, sizeof(HalfBits))) {
+      for (; i + L <= count; i += L) stream_as(to + i, bfloat16_lanes(scaled()));
+    }
+    for (; i + L <= count; i += L) store_as(to + i, bfloat16_lanes(scaled()));
   }
   for (; i < count; ++i) to[i] = from_acc<T>(scale[kEach ? i : 0] * from[i]);
 }
