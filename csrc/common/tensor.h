@@ -85,11 +85,11 @@ inline MemoryFormat memory_format(bool channels_last) {
 }
 
 // Strides of a 4-D tensor, in elements.
-struct Strides4 {
+struct Strides {
   int64_t image, channel, row, column;
 };
 
-inline Strides4 strides4(const Dims& d, bool channels_last) {  // as torch has them, empty sides counting 1
+inline Strides dense_strides(const Dims& d, bool channels_last) {  // as torch has them, empty sides counting 1
   const int64_t c = std::max<int64_t>(d.c, 1), h = std::max<int64_t>(d.h, 1), w = std::max<int64_t>(d.w, 1);
   const int64_t image = times(times(h, w), c);
   if (channels_last) return {image, 1, w * c, c};
@@ -98,7 +98,7 @@ inline Strides4 strides4(const Dims& d, bool channels_last) {  // as torch has t
 
 // `t`, which is 4-D, itself where it is dense in that layout already, else a copy that is.
 inline Tensor dense(const Tensor& t, bool channels_last) {
-  const Strides4 s = strides4({t.size(0), t.size(1), t.size(2), t.size(3)}, channels_last);
+  const Strides s = dense_strides({t.size(0), t.size(1), t.size(2), t.size(3)}, channels_last);
   const auto fits = [&](int64_t d, int64_t stride) { return t.size(d) == 1 || t.stride(d) == stride; };
   if (fits(0, s.image) && fits(1, s.channel) && fits(2, s.row) && fits(3, s.column)) return t;
   return torch::stable::contiguous(t, memory_format(channels_last));
@@ -128,7 +128,7 @@ inline Tensor empty_dense(std::initializer_list<int64_t> sizes, ScalarType dtype
 
 inline Tensor empty4(const Dims& d, ScalarType dtype, const Tensor& like, bool channels_last) {
   const int64_t sizes[] = {d.n, d.c, d.h, d.w};
-  const Strides4 s = strides4(d, channels_last);
+  const Strides s = dense_strides(d, channels_last);
   const int64_t strides[] = {s.image, s.channel, s.row, s.column};
   return empty_strided(4, sizes, strides, dtype, like);
 }
