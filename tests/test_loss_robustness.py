@@ -112,14 +112,10 @@ def check(seed: int) -> None:
     (grad,) = torch.autograd.grad(loss, logits)
     case = f"seed {seed}: {kind} {dtype} {tuple(logits.shape)} {options}"
     assert grad.isfinite().all(), f"gradient of {case}"
-    # -log p of one pixel may be as large as the spread of its logits; the sum over the pixels has to be a number.
-    terms = (
-        logits.detach().double().abs().max().item() * 2 * classes * target.numel() if target.numel() else 0
-    )
+    # Cross-entropy's value alone may be too large for its dtype: -log p is as large as the spread of the logits.
+    terms = logits.detach().double().abs().max().item() * 2 * classes * target.numel() if target.numel() else 0
     if kind != "cross_entropy" or terms < torch.finfo(loss.dtype).max:
         assert loss.isfinite(), f"value of {case}"
-    else:
-        assert not loss.isnan(), f"value of {case}"
 
 
 @pytest.mark.parametrize(
