@@ -113,7 +113,9 @@ def check(seed: int) -> None:
     case = f"seed {seed}: {kind} {dtype} {tuple(logits.shape)} {options}"
     assert grad.isfinite().all(), f"gradient of {case}"
     # Cross-entropy's value alone may be too large for its dtype: -log p is as large as the spread of the logits.
-    terms = logits.detach().double().abs().max().item() * 2 * classes * target.numel() if target.numel() else 0
+    terms = (
+        logits.detach().double().abs().max().item() * 2 * classes * target.numel() if target.numel() else 0
+    )
     if kind != "cross_entropy" or terms < torch.finfo(loss.dtype).max:
         assert loss.isfinite(), f"value of {case}"
 
