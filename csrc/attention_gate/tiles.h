@@ -3,7 +3,6 @@
 #pragma once
 
 #include <cstdint>
-#include <type_traits>
 
 #include "attention_gate/gemm.h"
 #include "attention_gate/kernels.h"
@@ -93,7 +92,7 @@ ASEGNET_HOST_DEVICE Tile<A> tile_in(A* buffer, int64_t channels, bool by_channel
 template <typename T, typename A>
 ASEGNET_HOST_DEVICE void convert(const T* __restrict from, A* __restrict to, int64_t count) {
   int64_t i = 0;
-  if constexpr (std::is_same_v<T, BFloat16>) {
+  if constexpr (kIsSame<T, BFloat16>) {
     for (; i + kLanes<A> <= count; i += kLanes<A>) store(to + i, to_acc_lanes(from + i));
   }
   for (; i < count; ++i) to[i] = to_acc(from[i]);
@@ -167,7 +166,7 @@ ASEGNET_HOST_DEVICE void store_scaled(T* __restrict to, const A* __restrict from
     if (stream && is_aligned(to)) {
       for (; i + L <= count; i += L) stream_as(to + i, scaled());
     }
-  } else if constexpr (std::is_same_v<T, BFloat16>) {
+  } else if constexpr (kIsSame<T, BFloat16>) {
     if (kVectorBytes >= 32 && stream && is_aligned(to, sizeof(HalfBits))) {
       for (; i + L <= count; i += L) stream_as(to + i, bfloat16_lanes(scaled()));
     }

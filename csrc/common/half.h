@@ -26,6 +26,12 @@ struct Acc<double> {
 template <class T>
 using acc_t = typename Acc<T>::type;
 
+// std::is_same without the standard library, which code of one instruction set must not instantiate.
+template <class A, class B>
+constexpr bool kIsSame = false;
+template <class A>
+constexpr bool kIsSame<A, A> = true;
+
 ASEGNET_HOST_DEVICE float to_acc(float v) { return v; }
 ASEGNET_HOST_DEVICE double to_acc(double v) { return v; }
 ASEGNET_HOST_DEVICE float to_acc(BFloat16 v) {

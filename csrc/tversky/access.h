@@ -8,11 +8,6 @@
 namespace asegnet::tversky {
 namespace {
 
-template <class A, class B>
-inline constexpr bool kSame = false;
-template <class A>
-inline constexpr bool kSame<A, A> = true;
-
 // ---- shuffles within each 16 bytes ----------------------------------------------------------------------------
 
 // Lanes 0 and 2 of a, then of b; odd: 1 and 3.
@@ -64,7 +59,7 @@ typedef uint16_t Halves __attribute__((vector_size(kVectorBytes / 2)));
 template <class S>
 ASEGNET_HOST_DEVICE Vec<float> widen(Words half) {
   using V = Vec<float>;
-  if constexpr (kSame<S, BFloat16>) {
+  if constexpr (kIsSame<S, BFloat16>) {
     return bits<V>(half << 16);
   } else {
     const Words sign = (half & 0x8000u) << 16, magnitude = (half & 0x7fffu) << 13;
@@ -77,7 +72,7 @@ ASEGNET_HOST_DEVICE Vec<float> widen(Words half) {
 template <class S>
 ASEGNET_HOST_DEVICE Words narrow(Vec<float> v) {
   const Words word = bits<Words>(v);
-  if constexpr (kSame<S, BFloat16>) {
+  if constexpr (kIsSame<S, BFloat16>) {
     const Words rounded = (word + 0x7fffu + ((word >> 16) & 1u)) >> 16;
     return v != v ? Words{} + 0x7fc0u : rounded;
   } else {
@@ -196,7 +191,7 @@ struct Access {
  private:
   // Two half channels of a pixel in one word, the first in the low bits.
   static ASEGNET_HOST_DEVICE void split(Words pair, V& first, V& second) {
-    if constexpr (kSame<S, BFloat16>) {
+    if constexpr (kIsSame<S, BFloat16>) {
       first = bits<V>(pair << 16);
       second = bits<V>(pair & 0xffff0000u);
     } else {
