@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import statistics
 import sys
 from collections.abc import Iterator, Sequence
@@ -15,7 +16,7 @@ from pathlib import Path
 
 from benchmarks import results
 
-#: (forward, backward) against the best peer on two CPU threads, by the first word of a case's name.
+#: (forward, backward) against the best peer on two CPU threads, by the function of a case.
 GOALS = {
     "pool": (2.4, 3.5),
     "unpool": (5.0, 2.6),
@@ -40,7 +41,8 @@ def _conditions(report: dict) -> str:
 
 
 def _kind(row: dict) -> str:
-    return row["case"].split()[0]
+    """The function of a case: its name up to the size."""
+    return re.match(r"(.+?) (?:L\d|small|\d)", row["case"]).group(1)
 
 
 def _ratio(row: dict | None) -> str:

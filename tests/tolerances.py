@@ -15,7 +15,8 @@ ROUNDOFF = {torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}
 #: largest magnitude: batch normalisation and the gate add in another order.
 NETWORK = {torch.float32: 2e-4, torch.float64: 1e-12}
 
-#: The losses against float64, published in benchmarks/results/0.1.0/loss-error.md: the value relative to itself,
+#: The losses against float64, published in benchmarks/results/0.1.0/loss-error.md: the value relative to itself (the
+#: property tests draw losses near 0 too, and hold those to 1),
 #: the gradient relative to its largest entry. Generalised Dice subtracts a quotient near
 #: 1 from 1. Sums are float32 for every dtype; a half gradient is rounded once.
 LOSS_VALUE = {torch.float32: 1e-5, torch.bfloat16: 1e-5, torch.float16: 1e-5}

@@ -103,5 +103,5 @@ def cases(batch: int) -> Iterator[Case]:
                 peer=_plain_full,
                 bytes_moved={"forward": 3 * full + small, "backward": 5 * full + 2 * small},
                 outputs=2,
-                **shared,
+                **(shared | {"compiled": False}),
             )

@@ -10,16 +10,16 @@ from torch.nn import functional as F
 
 import asegnet_fast as af
 from asegnet_fast.ops.tversky import op, reference
-from benchmarks.common import DTYPES, SIZE, Case, generator, nbytes
+from benchmarks.common import DTYPES, SIZE, SMALL, Case, generator, nbytes
 
 IMAGES = 16  # of the paper's batch
 CLASSES = (2, 4)
 
 
-def _inputs(classes: int, device: torch.device) -> tuple[Tensor, Tensor]:
+def _inputs(images: int, classes: int, side: int, device: torch.device) -> tuple[Tensor, Tensor]:
     g = generator(classes)
-    shape = (IMAGES, SIZE, SIZE)
-    logits = 2 * torch.randn(IMAGES, classes, SIZE, SIZE, generator=g)
+    shape = (images, side, side)
+    logits = 2 * torch.randn(images, classes, side, side, generator=g)
     return logits.to(device), torch.randint(0, classes, shape, generator=g).to(device)
 
 
@@ -81,23 +81,24 @@ _LOSSES = {
 
 
 def cases(batch: int) -> Iterator[Case]:
-    """Each loss of 16 images, whatever `batch` the feature maps have: logits are small beside those."""
+    """Each loss of 16 images, whatever `batch` the feature maps have: logits are small beside those; and of one map."""
+    sizes = [("", IMAGES, classes, SIZE) for classes in CLASSES] + [("small ", 1, 2, SMALL[-1])]
     for name, (ours, exact, peer) in _LOSSES.items():
-        for classes in CLASSES:
-            shape = (IMAGES, classes, SIZE, SIZE)
+        for prefix, images, classes, side in sizes:
+            shape = (images, classes, side, side)
             for dtype in DTYPES:
-                read = nbytes(shape, dtype) + nbytes((IMAGES, SIZE, SIZE), torch.int64)
+                read = nbytes(shape, dtype) + nbytes((images, side, side), torch.int64)
                 yield Case(
                     op="tversky",
-                    name=f"{name} {classes}x{SIZE}x{SIZE}",
+                    name=f"{name} {prefix}{classes}x{side}x{side}",
                     dtype=dtype,
                     shapes={"logits": shape},
-                    inputs=lambda device, classes=classes: _inputs(classes, device),
+                    inputs=lambda device, size=(images, classes, side): _inputs(*size, device),
                     ours=ours,
                     reference=exact,
                     peer=peer,
                     gradients_of=(0,),
                     bytes_moved={"forward": read, "backward": read + nbytes(shape, dtype)},
-                    compiled=classes == 2 and name == "focal_tversky",
-                    quick=classes == 2,
+                    compiled=classes == 2 and not prefix and name == "focal_tversky",
+                    quick=classes == 2 and not prefix,
                 )
