@@ -517,6 +517,10 @@ def test_finite_and_bounded_for_extreme_logits(problem, name):
         assert loss >= 0
 
 
+#: Gradients of a saturated, right prediction: generalised Dice has them as differences of float32 quotients near 1.
+_VANISHING = 1e-9
+
+
 @pytest.mark.kernels
 @settings(max_examples=examples(80, 5000), deadline=None)
 @given(problems(), st.sampled_from(sorted(samples.OPTIONS)), st.booleans(), st.booleans())
@@ -548,7 +552,7 @@ def test_any_shape_and_layout(problem, kind, weighted, ignoring):
         elif i == 0:  # most losses are a difference from 1, in whose size their error is
             off = abs(float(ours.detach()) - float(exact.detach()))
             assert off <= tolerances.LOSS_VALUE[logits.dtype] * max(1.0, abs(float(exact.detach()))), kind
-        else:
+        elif not (ours.numel() and (ours - exact).abs().max() <= _VANISHING):
             assert_close(ours, exact, plain, ours.dtype, f"{kind}, number {i}")
 
 
