@@ -81,6 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             failures += failed
     parts = {
         "ops": True,
+        "eager-peers": options.no_compile,
         f"batch{batch}": options.batch is not None,
         "default-allocator": options.allocator != "tuned",
         "quick": options.quick,
@@ -91,6 +92,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "conditions": results.conditions(device, options.threads),
         "method": " ".join(common.METHOD.split()),
         "batch": batch,
+        "only_cases": options.cases,
         "seconds_in_all": round(time.monotonic() - started),
         "failures": failures,
         "rows": rows,

@@ -124,7 +124,7 @@ def test_a_run_writes_one_whole_results_file(pool, tmp_path, monkeypatch, capsys
     assert status == 0
     (file,) = tmp_path.iterdir()
     machine = results.machine(torch.device("cpu"))
-    assert file.name == f"ops-quick--{machine}--cpu.json"
+    assert file.name == f"ops-eager-peers-quick--{machine}--cpu.json"
     report = json.loads(file.read_text())
     assert report["conditions"]["threads"] == 1 and report["conditions"]["version"] == results.version()
     assert len(report["rows"]) == 4 and report["failures"] == []

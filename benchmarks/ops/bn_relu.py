@@ -12,36 +12,36 @@ import asegnet_fast as af
 from asegnet_fast.ops.bn_relu import reference
 from benchmarks.common import DTYPES, Case, Level, generator, levels, nbytes
 
-_EPS, _MOMENTUM = 1e-5, 0.1
+_EPS = 1e-5
+# No side keeps running statistics: torch's backward refuses a retained graph once they have moved.
 
 
 def _inputs(level: Level, device: torch.device) -> tuple[Tensor, ...]:
     g = generator(level.index)
     channels = level.shape[1]
     parameters = (torch.randn(channels, generator=g) for _ in range(2))
-    running = torch.zeros(channels), torch.ones(channels)
     maps = torch.randn(level.shape, generator=g)
-    return tuple(t.to(device) for t in (maps, *parameters, *running))
+    return tuple(t.to(device) for t in (maps, *parameters))
 
 
-def _ours(x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, var: Tensor) -> Tensor:
-    return af.bn_relu(x, mean, var, weight, bias, True, _MOMENTUM, _EPS)
+def _ours(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return af.bn_relu(x, None, None, weight, bias, True, 0.1, _EPS)
 
 
-def _plain(x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, var: Tensor) -> Tensor:
-    return F.relu(F.batch_norm(x, mean, var, weight, bias, True, _MOMENTUM, _EPS))
+def _plain(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return F.relu(F.batch_norm(x, None, None, weight, bias, True, 0.1, _EPS))
 
 
-def _ours_pool(x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, var: Tensor) -> Tensor:
-    return af.bn_relu_max_pool2x2(x, mean, var, weight, bias, True, _MOMENTUM, _EPS)[0]
+def _ours_pool(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return af.bn_relu_max_pool2x2(x, None, None, weight, bias, True, 0.1, _EPS)[0]
 
 
 def _plain_pool(*args: Tensor) -> Tensor:
     return F.max_pool2d(_plain(*args), 2, return_indices=True)[0]
 
 
-def _ours_full(x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
-    return af.bn_relu_max_pool2x2(x, mean, var, weight, bias, True, _MOMENTUM, _EPS, return_full=True)[:2]
+def _ours_full(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    return af.bn_relu_max_pool2x2(x, None, None, weight, bias, True, 0.1, _EPS, return_full=True)[:2]
 
 
 def _plain_full(*args: Tensor) -> tuple[Tensor, Tensor]:
@@ -49,11 +49,11 @@ def _plain_full(*args: Tensor) -> tuple[Tensor, Tensor]:
     return y, F.max_pool2d(y, 2, return_indices=True)[0]
 
 
-def _reference(x: Tensor, weight: Tensor, bias: Tensor, *running: Tensor) -> Tensor:
+def _reference(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return reference.bn_relu(x, weight, bias, None, None, True, _EPS, True)[0]
 
 
-def _reference_full(x: Tensor, weight: Tensor, bias: Tensor, *running: Tensor) -> tuple[Tensor, Tensor]:
+def _reference_full(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
     return reference.bn_relu_max_pool2x2(x, weight, bias, None, None, True, _EPS, True, True)[:2]
 
 

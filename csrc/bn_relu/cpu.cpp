@@ -71,9 +71,9 @@ ScalarType sums_type(const Tensor& x) {
 }
 
 Numbers numbers(const std::optional<Tensor>& t, int64_t channels, double otherwise, const char* name) {
-  Numbers out(channels, otherwise);
-  if (!t) return out;
+  if (!t) return Numbers(channels, otherwise);
   check(t->dim() == 1 && t->size(0) == channels, name, "one number per channel", shape_string(*t));
+  Numbers out(channels);
   const Tensor whole = torch::stable::contiguous(*t);
   const auto copy = [&](const auto* from) {
     for (int64_t c = 0; c < channels; ++c) out[c] = static_cast<double>(to_acc(from[c]));
