@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
-from torch import Tensor
+
+from asegnet_fast.ops._samples import LAYOUTS, lay_out
 
 #: name -> shape of x. Those from "one_channel" on are cut into several steps in one layout or the other.
 SHAPES = {
@@ -16,20 +17,6 @@ SHAPES = {
     "one_channel": (1, 1, 301, 203),
     "steps": (2, 48, 33, 28),
 }
-LAYOUTS = ("nchw", "channels_last", "strided", "expanded")
-
-
-def lay_out(t: Tensor, layout: str) -> Tensor:
-    """`t`'s values in another arrangement of memory."""
-    if layout == "channels_last":
-        return t.contiguous(memory_format=torch.channels_last)
-    if layout == "strided":  # every second column of a wider tensor
-        wide = torch.zeros((*t.shape[:-1], 2 * t.shape[-1]), dtype=t.dtype, device=t.device)
-        wide[..., ::2] = t
-        return wide[..., ::2]
-    if layout == "expanded":  # one image seen several times, stride 0
-        return t[:1].expand_as(t) if t.shape[0] else t
-    return t
 
 
 def inputs(dtype: torch.dtype = torch.float32, device: str = "cpu") -> Iterator[tuple[str, tuple]]:

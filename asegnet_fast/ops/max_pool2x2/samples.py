@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from asegnet_fast.ops._samples import LAYOUTS, lay_out
 from asegnet_fast.ops.max_pool2x2 import reference
 
 #: name -> shape of the full map
@@ -18,20 +19,6 @@ SHAPES = {
     "wide": (1, 17, 3, 70),
     "empty_batch": (0, 3, 4, 6),
 }
-LAYOUTS = ("nchw", "channels_last", "strided", "expanded")
-
-
-def lay_out(t: Tensor, layout: str) -> Tensor:
-    """`t`'s values in another arrangement of memory."""
-    if layout == "channels_last":
-        return t.contiguous(memory_format=torch.channels_last)
-    if layout == "strided":  # every second column of a wider tensor
-        wide = torch.zeros((*t.shape[:-1], 2 * t.shape[-1]), dtype=t.dtype, device=t.device)
-        wide[..., ::2] = t
-        return wide[..., ::2]
-    if layout == "expanded":  # one image seen several times, stride 0
-        return t[:1].expand_as(t) if t.shape[0] else t
-    return t
 
 
 def inputs(
