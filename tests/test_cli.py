@@ -117,7 +117,7 @@ def test_a_fault_of_the_program_is_told_apart_from_bad_input(capsys, monkeypatch
     def broken(*_):
         raise ValueError("no user's doing")
 
-    monkeypatch.setattr(cli, "read_settings", broken)
+    monkeypatch.setattr(cli.crossval, "read_settings", broken)
     monkeypatch.delenv("ASEGNET_FAST_TRACEBACK", raising=False)
     assert cli.main(["crossval"]) == 1
     lines = capsys.readouterr().err.splitlines()
@@ -180,8 +180,8 @@ def test_report_needs_the_runs_own_data(tmp_path, capsys):
 
 def test_demo_makes_data_and_a_table_and_is_not_written_over(tmp_path, monkeypatch, capsys):
     small = {key: value for key, value in SMALL.items() if key != "checkpoint_seconds"}
-    monkeypatch.setattr(cli, "DEMO", cli.DEMO | small | {"epochs": 1})
-    monkeypatch.setattr(cli, "DEMO_DATA", {"patients": 4, "slices_per_patient": 8, "size": 48})
+    monkeypatch.setattr(cli.demo, "DEMO", cli.demo.DEMO | small | {"epochs": 1})
+    monkeypatch.setattr(cli.demo, "DEMO_DATA", {"patients": 4, "slices_per_patient": 8, "size": 48})
     assert cli.main(["demo", "--out", str(tmp_path / "demo")]) == 0
     summary = json.loads((tmp_path / "demo" / "run" / "summary.json").read_text())
     assert {row["model"] for row in summary["rows"]} == {"segnet", "a_segnet"}

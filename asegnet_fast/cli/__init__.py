@@ -1,0 +1,75 @@
+"""The program `asegnet-fast`: one module a command.
+
+Exit status: 0 done; 2 wrong usage or input, with one line that names the option or file; 130 interrupted;
+1 anything else, the program's own faults among it. matplotlib is imported where pictures are drawn; torch comes with
+the package, because importing that registers the operations.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+
+import typer
+
+from asegnet_fast.cli import crossval, demo, info, report
+from asegnet_fast.cli._run import PROGRAM
+from asegnet_fast.errors import InputError
+
+TRACEBACK = "ASEGNET_FAST_TRACEBACK"
+# typer brings its own copy of click or the installed one, by version; its public exception leads to either's base.
+UsageError = typer.BadParameter.__base__
+
+app = typer.Typer(
+    name=PROGRAM,
+    add_completion=False,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    help="Segmentation of CT slices with SegNet and A-SegNet: cross-validation, tables and pictures.",
+)
+for command in (crossval.crossval, demo.demo, report.report, info.info):  # the order of --help
+    app.command()(command)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the program.
+
+    Args:
+        arguments: the command line after the program's name, or None for the process's own.
+
+    Returns:
+        The exit status.
+    """
+    try:
+        status = app(
+            args=None if arguments is None else list(arguments), prog_name=PROGRAM, standalone_mode=False
+        )
+        return status if isinstance(status, int) else 0
+    except UsageError as error:
+        message, status = error.format_message(), 2
+    except InputError as error:
+        message, status = str(error), 2
+    except OSError as error:
+        message, status = f"{error.filename or 'input or output'}: {error.strerror or error}", 1
+    except (typer.Abort, KeyboardInterrupt):
+        message, status = "interrupted", 130
+    except Exception as error:
+        from asegnet_fast.training.loop import TrainingError
+
+        if isinstance(error, TrainingError):
+            message, status = str(error), 1
+        elif os.environ.get(TRACEBACK):
+            raise
+        else:
+            place = traceback.extract_tb(error.__traceback__)[-1]
+            where = f"{Path(place.filename).name}:{place.lineno}"
+            message = (
+                f"a fault of the program: {type(error).__name__}: {error} ({where}; {TRACEBACK}=1 shows all)"
+            )
+            status = 1
+    print(f"{PROGRAM}: {' '.join(message.split())}", file=sys.stderr)
+    return status

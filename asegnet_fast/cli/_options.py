@@ -1,0 +1,103 @@
+"""The options that are fields of `Settings`: their help stands here once, for every command that takes them."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Callable
+from types import EllipsisType
+from typing import Annotated, Any
+
+import typer
+
+from asegnet_fast.training.config import CHOICES, MODELS, Settings, option
+from asegnet_fast.training.losses import SPELLING
+
+_HELP = {
+    "data": "Folder with the CT data in NIfTI.",
+    "out": "Folder of the run; made where it is absent.",
+    "models": f"Some of {', '.join(MODELS)}.",
+    "losses": f"Of {SPELLING}; numbers may be fractions.",
+    "preset": "Widths and depth of both networks.",
+    "widths": "Own channels of each section, e.g. 16,32,64.",
+    "convs": "Own number of convolutions of each section, e.g. 2,2,3.",
+    "decoder_relu": "ReLU in the decoders (default) or none.",
+    "final_relu": "Batch normalisation and ReLU on the logits, as in MATLAB's SegNet (default), or none.",
+    "join": "How A-SegNet joins the gate's output.",
+    "gate_mode": "Form of A-SegNet's attention gate.",
+    "split": "Keep patients whole (honest), or shuffle slices (the paper's, leaky).",
+    "folds": "Number of folds.",
+    "groups": "CSV file,first,last,patient: which slices are one patient's.",
+    "intensity": "How values become grey levels.",
+    "labels": "One lesion class, or the labels kept apart.",
+    "select": "Slices with a label only, or all.",
+    "cache": "Folder that keeps decoded slices for the next start.",
+    "size": "Side of the slices in pixels.",
+    "epochs": "Passes over the training slices.",
+    "batch_size": "Slices in a step.",
+    "lr": "Learning rate at the start.",
+    "lr_halve_every": "Epochs until it is halved.",
+    "momentum": "Momentum of SGD.",
+    "weight_decay": "Weight decay of SGD.",
+    "inner_validation": ("Share of the training part set aside to choose checkpoint_best.pt; 0 for none."),
+    "seed": "Decides folds, weights and the order of slices.",
+    "device": "auto, cpu, cuda or cuda:N.",
+    "precision": "Number format of the network's arithmetic.",
+    "backend": "Which implementation serves the fused operations.",
+    "checkpoint_seconds": "Least time between checkpoints; 0 for one each epoch.",
+    "profile": "Measure the share of time outside convolutions.",
+}
+_FIELDS = {field.name: field for field in dataclasses.fields(Settings)}
+
+
+def takes_settings(*names: str | EllipsisType) -> Callable[[Callable], Callable]:
+    """Give a command the options of some fields of `Settings`; it gets them as its first argument, `given`.
+
+    Args:
+        names: the fields in the order of `--help`; an ellipsis stands for the command's own parameters.
+
+    Returns:
+        A decorator for `command(given, own parameters)`; `given` maps each field to its value, None where the user
+        said nothing.
+    """
+
+    def decorate(command: Callable) -> Callable:
+        own = list(inspect.signature(command, eval_str=True).parameters.values())[1:]
+        parameters = []
+        for name in names:
+            parameters += own if name is ... else [_parameter(name)]
+        fields = [name for name in names if name is not ...]
+
+        def with_settings(**values: Any) -> Any:
+            given = {name: values.pop(name) for name in fields}
+            return command(given, **values)
+
+        with_settings.__name__, with_settings.__doc__ = command.__name__, command.__doc__
+        with_settings.__signature__ = inspect.Signature(
+            [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in parameters]
+        )
+        with_settings.__annotations__ = {p.name: p.annotation for p in parameters}
+        return with_settings
+
+    return decorate
+
+
+def _parameter(name: str) -> inspect.Parameter:
+    """The option of a field; its default and its choices are shown from `Settings`."""
+    field, help = _FIELDS[name], _HELP[name]
+    if (default := field.default) not in (None, dataclasses.MISSING) and not isinstance(default, bool):
+        help += f" [default: {','.join(default) if isinstance(default, tuple) else default}]"
+    flag = option(name)
+    if switch := str(field.type) == "bool":
+        flag += "/--no-" + flag.removeprefix("--")
+    # Numbers are taken as text and converted with the YAML file's, so that both are refused in the same words.
+    metavar = "|".join(CHOICES[name]) if name in CHOICES else {"int": "N", "float": "X"}.get(str(field.type))
+    return inspect.Parameter(
+        name,
+        inspect.Parameter.KEYWORD_ONLY,
+        default=None,
+        annotation=Annotated[
+            (bool if switch else str) | None,
+            typer.Option(flag, help=help, show_default=False, metavar=None if switch else metavar),
+        ],
+    )

@@ -1,0 +1,69 @@
+"""`asegnet-fast crossval`: every model with every loss on every fold."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from asegnet_fast.cli._options import takes_settings
+from asegnet_fast.cli._run import run_crossval
+from asegnet_fast.training.config import read_settings
+
+
+@takes_settings(
+    "data",
+    "out",
+    ...,
+    "models",
+    "losses",
+    "preset",
+    "widths",
+    "convs",
+    "decoder_relu",
+    "final_relu",
+    "join",
+    "gate_mode",
+    "split",
+    "folds",
+    "groups",
+    "intensity",
+    "labels",
+    "select",
+    "cache",
+    "size",
+    "epochs",
+    "batch_size",
+    "lr",
+    "lr_halve_every",
+    "momentum",
+    "weight_decay",
+    "inner_validation",
+    "seed",
+    "device",
+    "precision",
+    "backend",
+    "checkpoint_seconds",
+    "profile",
+)
+def crossval(
+    given: dict[str, Any],
+    config: Annotated[
+        Path | None, typer.Option(help="YAML file with these options as keys; options win.")
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue the run in --out.", show_default=False)
+    ] = False,
+    table1: Annotated[
+        bool,
+        typer.Option("--table1", help="The paper's seven losses instead of --losses.", show_default=False),
+    ] = False,
+) -> None:
+    """Cross-validate models with losses, and write the table and the pictures.
+
+    Defaults are the paper's recipe. Interrupted with Ctrl-C, a run is continued with --resume.
+    """
+    if table1:
+        given["table1"] = True
+    run_crossval(read_settings(config, given), resume)
