@@ -11,11 +11,11 @@ import torch
 import asegnet_fast as af
 from asegnet_fast.checkpoint import load_network, normalised, read_checkpoint
 from asegnet_fast.errors import InputError
+from asegnet_fast.evaluation.overlap import pixel_counts
 from asegnet_fast.training.config import Row
 from asegnet_fast.training.crossval import cross_validate, load_data, summarise_run
 from asegnet_fast.training.loop import initial_network, inner_split
 from asegnet_fast.training.losses import Loss
-from asegnet_fast.training.metrics import pixel_counts
 from asegnet_fast.training.profile import outside_convolution
 from tests.program_runs import finished_run, quiet, run, settings, snapshot
 

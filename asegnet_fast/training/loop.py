@@ -14,9 +14,10 @@ from torch import Tensor
 
 from asegnet_fast.checkpoint import build_network, normalised, read_checkpoint, write_checkpoint
 from asegnet_fast.errors import InputError
+from asegnet_fast.evaluation.overlap import dice, pixel_counts
 from asegnet_fast.files import read_json, write_csv, write_json
 from asegnet_fast.training.config import Row, Settings
-from asegnet_fast.training.metrics import dice, pixel_counts, summarise
+from asegnet_fast.training.metrics import summarise
 from asegnet_fast.training.progress import Reporter
 
 

@@ -1,88 +1,16 @@
-"""Dice, sensitivity and specificity from pixel counts (Budak et al. 2021, Eq. 10 to 12).
+"""A run's summary of Dice, sensitivity and specificity, and the floor under it.
 
-A row of counts is (TP, FP, FN, TN) of one lesion class in one image. A ratio 0/0 is settled thus:
-Dice is 1 when truth and prediction are both empty; sensitivity is undefined (NaN) in an image without lesion
-pixels and specificity in one without background pixels, and undefined values are left out of every mean.
+The measures, and what they are where nothing is there, are those of `asegnet_fast.evaluation.overlap`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
-
-def pixel_counts(prediction: Tensor, target: Tensor, num_classes: int) -> Tensor:
-    """Count TP, FP, FN, TN per image and lesion class (every class but 0).
-
-    Args:
-        prediction: [N, H, W], integer labels in 0..num_classes-1.
-        target: [N, H, W], integer labels in 0..num_classes-1.
-        num_classes: classes with the background, >= 2.
-
-    Returns:
-        int64 [N, num_classes - 1, 4] on the inputs' device.
-    """
-    n = target.shape[0]
-    cells = num_classes * num_classes
-    index = target.reshape(n, -1).long() * num_classes + prediction.reshape(n, -1).long()
-    index = index + cells * torch.arange(n, device=index.device)[:, None]
-    matrix = torch.bincount(index.reshape(-1), minlength=n * cells).reshape(n, num_classes, num_classes)
-    tp = matrix.diagonal(dim1=1, dim2=2)
-    fp = matrix.sum(1) - tp
-    fn = matrix.sum(2) - tp
-    tn = matrix.sum((1, 2))[:, None] - tp - fp - fn
-    return torch.stack([tp, fp, fn, tn], dim=-1)[:, 1:]
-
-
-def dice(counts: np.ndarray) -> np.ndarray:
-    """Dice = 2 TP / (2 TP + FP + FN), and 1 where that is 0/0 (Budak et al. 2021, Eq. 10).
-
-    Args:
-        counts: [..., 4], TP, FP, FN, TN.
-
-    Returns:
-        float64 [...], in 0..1.
-    """
-    tp, fp, fn, _ = np.moveaxis(np.asarray(counts, dtype=np.float64), -1, 0)
-    total = 2 * tp + fp + fn
-    return np.where(total > 0, 2 * tp / np.where(total > 0, total, 1), 1.0)
-
-
-def sensitivity(counts: np.ndarray) -> np.ndarray:
-    """Sensitivity = TP / (TP + FN), and NaN where that is 0/0 (Budak et al. 2021, Eq. 11).
-
-    Args:
-        counts: [..., 4], TP, FP, FN, TN.
-
-    Returns:
-        float64 [...], in 0..1 or NaN.
-    """
-    tp, _, fn, _ = np.moveaxis(np.asarray(counts, dtype=np.float64), -1, 0)
-    return np.where(tp + fn > 0, tp / np.where(tp + fn > 0, tp + fn, 1), np.nan)
-
-
-def specificity(counts: np.ndarray) -> np.ndarray:
-    """Specificity = TN / (TN + FP), and NaN where that is 0/0 (Budak et al. 2021, Eq. 12).
-
-    Args:
-        counts: [..., 4], TP, FP, FN, TN.
-
-    Returns:
-        float64 [...], in 0..1 or NaN.
-    """
-    _, fp, _, tn = np.moveaxis(np.asarray(counts, dtype=np.float64), -1, 0)
-    return np.where(tn + fp > 0, tn / np.where(tn + fp > 0, tn + fp, 1), np.nan)
-
-
-MEASURES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
-    "dice": dice,
-    "sensitivity": sensitivity,
-    "specificity": specificity,
-}
+from asegnet_fast.evaluation.overlap import PAPER_MEASURES
 
 
 def summarise(folds: Sequence[np.ndarray]) -> dict[str, Any]:
@@ -104,7 +32,7 @@ def summarise(folds: Sequence[np.ndarray]) -> dict[str, Any]:
     pooled = images.sum(0)
     fold_pooled = np.stack([fold.sum(0) for fold in folds])
     summary: dict[str, Any] = {}
-    for name, measure in MEASURES.items():
+    for name, measure in PAPER_MEASURES.items():
         summary[name] = _averages(measure(pooled), measure(images), measure(fold_pooled))
     if images.shape[1] > 1:
         summary["classes"] = [
