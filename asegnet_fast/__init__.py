@@ -1,6 +1,6 @@
 """Fused operations for attention SegNets, their networks, and CT cross-validation."""
 
-from asegnet_fast import models, nn
+from asegnet_fast import compat, models, nn
 from asegnet_fast.ops._library import backends, use_backend
 from asegnet_fast.ops.attention_gate.op import attention_gate
 from asegnet_fast.ops.bn_relu.op import bn_relu, bn_relu_max_pool2x2
@@ -22,6 +22,7 @@ __all__ = [
     "bn_relu",
     "bn_relu_max_pool2x2",
     "codes_to_indices",
+    "compat",
     "cross_entropy_loss",
     "dice_loss",
     "focal_tversky_loss",
