@@ -110,7 +110,8 @@ DAMAGES = [
     (_with_voxel(np.nan), "1 voxels that are NaN or infinite"),
     (_with_voxel(-np.inf), "1 voxels that are NaN or infinite"),
     (lambda path: write(path, hu_volume((40, 36, 5))), "40 x 36 x 5"),
-    (lambda path: write(path, hu_volume()[:, :, 0]), "expected three dimensions, got shape 40 x 36"),
+    (lambda path: write(path, hu_volume()[:, 0, 0]), "expected three dimensions, got shape 40"),
+    (lambda path: write(path, hu_volume()[:, :, 0]), "40 x 36 x 1"),
     (lambda path: write(path, np.stack([hu_volume()] * 2, -1)), "got shape 40 x 36 x 6 x 2"),
     (
         lambda path: write(path, hu_volume(), SANE + 20 * np.eye(4, k=3)),

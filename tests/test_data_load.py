@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import from_numpy
 
 from asegnet_fast.data import DataError, load_image, load_slices, read_volume, resize_masks, write_volume
-from asegnet_fast.data.intensity import looks_like_hu, window
+from asegnet_fast.data.intensity import ValueStatistics, window
 
 from .data_sets import SANE, blob_mask, hu_volume, write, write_set
 
@@ -191,10 +191,10 @@ def test_a_lesion_lost_in_the_resize_is_counted(tmp_path):
 
 def test_what_looks_like_hu():
     rng = np.random.default_rng(0)
-    assert looks_like_hu(hu_volume())
-    assert not looks_like_hu(rng.integers(0, 256, (8, 8, 8), dtype=np.uint8))
-    assert not looks_like_hu(rng.normal(size=(8, 8, 8)))
-    assert not looks_like_hu(hu_volume() + np.int16(1024))
+    assert ValueStatistics().add(hu_volume()).looks_like_hu
+    assert not ValueStatistics().add(rng.integers(0, 256, (8, 8, 8), dtype=np.uint8)).looks_like_hu
+    assert not ValueStatistics().add(rng.normal(size=(8, 8, 8))).looks_like_hu
+    assert not ValueStatistics().add(hu_volume() + np.int16(1024)).looks_like_hu
 
 
 def test_intensity_options(tmp_path):

@@ -11,7 +11,7 @@ from asegnet_fast.data.errors import DataError
 from asegnet_fast.data.files import replacing
 
 # Raise it whenever decoding changes what the arrays hold.
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 
 def cache_key(root: Path, files: list[str], options: dict) -> str:

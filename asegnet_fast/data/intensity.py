@@ -1,5 +1,8 @@
 """CT values to 0..255, and slices to the network's size."""
 
+from __future__ import annotations
+
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -7,7 +10,6 @@ import torch
 import torch.nn.functional as F
 
 from asegnet_fast.data.errors import DataError
-from asegnet_fast.data.nifti import Volume
 
 INTENSITIES = ("auto", "hu", "raw")
 HU_MIN, HU_MAX = -1024.0, 600.0
@@ -15,13 +17,42 @@ HU_MIN, HU_MAX = -1024.0, 600.0
 _CHUNK = 32
 
 
-def looks_like_hu(data: np.ndarray) -> bool:
-    """Says whether values look like Hounsfield units: at least 1 % of all voxels lie below -200.
+@dataclass
+class ValueStatistics:
+    """What a file's values say about their unit, gathered in one pass.
 
-    Air and lung (-1000 to -500 HU) fill far more than that of any chest CT; grey values of pictures, values
-    shifted to start at 0, and values scaled to a unit range or a unit variance have none.
+    Attributes:
+        smallest, largest: extremes of the finite values.
+        voxels: how many values there were.
+        not_finite: how many of them are NaN or infinite.
+        below: how many of them lie below -200.
     """
-    return bool(np.count_nonzero(data < -200) >= 0.01 * data.size)
+
+    smallest: float = math.inf
+    largest: float = -math.inf
+    voxels: int = 0
+    not_finite: int = 0
+    below: int = 0
+
+    def add(self, data: np.ndarray) -> ValueStatistics:
+        """Takes in further values, at least one; returns itself."""
+        smallest, largest = float(data.min()), float(data.max())
+        # NaN passes through min and max; an infinity is one of them.
+        if not (math.isfinite(smallest) and math.isfinite(largest)):
+            self.not_finite += int(data.size - np.count_nonzero(np.isfinite(data)))
+        self.smallest, self.largest = min(self.smallest, smallest), max(self.largest, largest)
+        self.voxels += data.size
+        self.below += int(np.count_nonzero(data < -200))
+        return self
+
+    @property
+    def looks_like_hu(self) -> bool:
+        """Whether values look like Hounsfield units: at least 1 % of all voxels lie below -200.
+
+        Air and lung (-1000 to -500 HU) fill far more than that of any chest CT; grey values of pictures, values
+        shifted to start at 0, and values scaled to a unit range or a unit variance have none.
+        """
+        return self.below >= 0.01 * self.voxels
 
 
 @dataclass(frozen=True)
@@ -41,11 +72,12 @@ class IntensityRange:
     remark: str | None
 
 
-def intensity_range(volume: Volume, intensity: str = "auto") -> IntensityRange:
+def intensity_range(values: ValueStatistics, name: str, intensity: str = "auto") -> IntensityRange:
     """Chooses the values of a whole file that become 0 and 255.
 
     Args:
-        volume: the image file.
+        values: of all the file's voxels.
+        name: how messages call the file.
         intensity: `hu` takes the window -1024..600 HU of Budak et al. 2021; `raw` the file's own smallest
             and largest value; `auto` is `hu` for a file that `looks_like_hu`, else `raw` with a remark.
 
@@ -55,13 +87,12 @@ def intensity_range(volume: Volume, intensity: str = "auto") -> IntensityRange:
     Raises:
         DataError: the file has values that are not finite.
     """
-    data = volume.data
-    smallest, largest = float(data.min()), float(data.max())
-    # NaN passes through min and max; an infinity is one of them.
-    if not (np.isfinite(smallest) and np.isfinite(largest)):
-        bad = int(data.size - np.count_nonzero(np.isfinite(data)))
-        raise DataError(f"{volume.name}: expected finite values, got {bad} voxels that are NaN or infinite")
-    hu = looks_like_hu(data)
+    if values.not_finite:
+        raise DataError(
+            f"{name}: expected finite values, got {values.not_finite} voxels that are NaN or infinite"
+        )
+    smallest, largest = values.smallest, values.largest
+    hu = values.looks_like_hu
     if intensity == "hu" or (intensity == "auto" and hu):
         remark = None if hu else "do not look like Hounsfield units; windowed as if they were"
         return IntensityRange(HU_MIN, HU_MAX, smallest, largest, remark)

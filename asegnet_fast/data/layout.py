@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from asegnet_fast.data.errors import DataError
-from asegnet_fast.data.nifti import nifti_stem
+from asegnet_fast.data.header import nifti_stem
 
 _LAYOUTS = (
     "tr_im.nii.gz + tr_mask.nii.gz and/or rp_im/ + rp_msk/, or imagesTr/ + labelsTr/, "

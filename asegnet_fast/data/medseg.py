@@ -10,16 +10,18 @@ import numpy as np
 
 from asegnet_fast.data.cache import cache_key, cache_path, read_cache, write_cache
 from asegnet_fast.data.errors import DataError
+from asegnet_fast.data.grid import check_same_space
 from asegnet_fast.data.groups import assign_groups
 from asegnet_fast.data.intensity import (
     INTENSITIES,
     IntensityRange,
+    ValueStatistics,
     intensity_range,
     resize_images,
     resize_masks,
 )
 from asegnet_fast.data.layout import Pair, discover
-from asegnet_fast.data.nifti import Volume, check_same_space, read_volume
+from asegnet_fast.data.nifti import Volume, read_volume
 from asegnet_fast.errors import InputError
 
 LABELS = ("merge", "keep")
@@ -235,16 +237,9 @@ def _decode(
 
 def _inspect(image: Volume, intensity: str, notes: "_Notes") -> IntensityRange:
     """Chooses the intensity range of an image and notes what is odd about the file."""
-    if image.affine_problem:
-        axis = ("first", "second", "third")[image.axial_axis]
-        notes.add(
-            f"the affine {image.affine_problem}; slices are taken along the {axis} axis and may be turned",
-            image.name,
-        )
-    _, rows, columns = image.to_slices().shape
-    if rows != columns:
-        notes.add("slices are not square; resized without keeping the aspect ratio", image.name)
-    chosen = intensity_range(image, intensity)
+    for remark in image.remarks():
+        notes.add(remark, image.name)
+    chosen = intensity_range(ValueStatistics().add(image.data), image.name, intensity)
     if chosen.remark:
         notes.add(chosen.remark, image.name, (chosen.smallest, chosen.largest))
     return chosen
