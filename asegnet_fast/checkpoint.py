@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import pickle
+import io
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -18,38 +18,45 @@ FORMAT = "asegnet_fast checkpoint 1"
 KEYS = {"format", "model", "network", "state_dict", "normalisation", "epoch"}
 
 
-def write_checkpoint(path: Path, content: dict[str, Any]) -> None:
+class DamagedCheckpoint(InputError):
+    """A file that is no whole checkpoint; one of another program or run is a plain `InputError`."""
+
+
+def write_checkpoint(path: Path, content: dict[str, Any], previous: Path | None = None) -> None:
     """Write a checkpoint in one step: whole, or the one before stays.
 
     Args:
         path: the file.
         content: tensors, numbers, text, and lists and dictionaries of them; holds the keys `KEYS` but `format`.
+        previous: where to keep the checkpoint that lay at `path` before.
+
+    Raises:
+        OSError: it cannot be written, on a full disk for one; the error names the file.
     """
-    with replacing(path) as temporary:
-        torch.save({"format": FORMAT, **content}, temporary)
+    # Through memory, because torch's own writer has no error of its own for a full disk.
+    whole = io.BytesIO()
+    torch.save({"format": FORMAT, **content}, whole)
+    with replacing(path, previous) as temporary, open(temporary, "wb") as stream:
+        stream.write(whole.getbuffer())
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """Read a checkpoint onto the CPU with `weights_only=True`.
+    """Read a checkpoint onto the CPU with `weights_only=True`, its checksums compared.
 
     Raises:
-        ValueError: no such file, a damaged one, or one that this package did not write; the message names it.
+        DamagedCheckpoint: a file that is cut, altered or something else.
+        ValueError: no such file, or one that this package did not write. The message names the file.
     """
     try:
+        with zipfile.ZipFile(path) as archive:
+            if (altered := archive.testzip()) is not None:  # torch.load does not look
+                raise zipfile.BadZipFile(f"checksum of {altered}")
         content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise InputError(f"{path}: expected a checkpoint, got nothing (no such file)") from None
-    except (
-        OSError,
-        EOFError,
-        RuntimeError,
-        ValueError,
-        KeyError,
-        pickle.UnpicklingError,
-        zipfile.BadZipFile,
-    ) as error:
-        # torch's own text can be pages long; its kind says enough.
-        raise InputError(
+    except Exception as error:
+        # A damaged file can raise anything. torch's own text can be pages long; its kind says enough.
+        raise DamagedCheckpoint(
             f"{path}: expected a whole checkpoint, got a damaged file ({type(error).__name__})"
         ) from None
     if not isinstance(content, dict) or content.get("format") != FORMAT or not KEYS <= set(content):
@@ -81,10 +88,12 @@ def normalised(images: torch.Tensor, normalisation: dict[str, float]) -> torch.T
     """Bring slices to the network's input: (image - mean) / sd.
 
     Args:
-        images: uint8 [N, H, W].
+        images: uint8 or float32 [N, H, W], in 0..255; left as it is.
         normalisation: {"mean", "sd"} of the training slices' pixels, in 0..255.
 
     Returns:
         float32 [N, 1, H, W].
     """
-    return images.float().sub_(normalisation["mean"]).div_(normalisation["sd"]).unsqueeze(1)
+    return (
+        images.to(torch.float32, copy=True).sub_(normalisation["mean"]).div_(normalisation["sd"]).unsqueeze(1)
+    )

@@ -4,37 +4,122 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import errno
 import json
 import os
+import platform
+import re
+import secrets
+import shutil
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from asegnet_fast.errors import InputError
 
+#: How every temporary name begins, so that what a killed process left can be told from a user's files.
+_TEMPORARY = ".asegnet-fast-"
+#: Nobody writes one file for so long; of a process on another machine nothing else can be known.
+_ABANDONED_SECONDS = 24 * 3600.0
+
+
+def temporary_name(path: Path) -> Path:
+    """A hidden name beside `path` that no process of any machine chooses twice."""
+    # The end stays, because it decides how some writers write.
+    return path.with_name(f"{_TEMPORARY}{_host()}-{os.getpid()}-{secrets.token_hex(4)}.{path.name}")
+
+
+def is_temporary(path: Path) -> bool:
+    """Whether a file or folder has the name of one that is still being written, or never was finished."""
+    return path.name.startswith(_TEMPORARY)
+
+
+def remove_leftovers(folder: Path) -> int:
+    """Remove what killed processes left half-written in a folder; what a living one writes stays.
+
+    Args:
+        folder: the folder, whose subfolders are not looked into.
+
+    Returns:
+        How many files and folders were removed.
+    """
+    removed = 0
+    for path in Path(folder).iterdir() if Path(folder).is_dir() else ():
+        if is_temporary(path) and not _is_being_written(path):
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+            removed += 1
+    return removed
+
+
+def _host() -> str:
+    return re.sub(r"[^A-Za-z0-9]", "", platform.node())[:24] or "unnamed"
+
+
+def _is_being_written(path: Path) -> bool:
+    """Whether the process in a temporary name still runs; of another machine's, whether it can."""
+    host, pid, *_ = path.name.removeprefix(_TEMPORARY).split("-")
+    if host == _host() and pid.isdecimal() and os.name == "posix":
+        try:
+            os.kill(int(pid), 0)
+        except (ProcessLookupError, OverflowError):
+            return False
+        except PermissionError:
+            pass
+        return True
+    try:
+        return time.time() - path.stat().st_mtime < _ABANDONED_SECONDS
+    except FileNotFoundError:
+        return False
+
 
 @contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path, previous: Path | None = None) -> Iterator[Path]:
     """Yield a temporary name beside `path`; when the block ends well, flush it to disk and rename it to `path`.
 
     Args:
         path: the file to write; its folder is made when absent.
+        previous: where to keep the file that lay at `path` before; None: it is replaced.
 
     Returns:
         A context manager over the temporary path. When the block raises, the temporary file is removed and
         what lay at `path` before stays.
+
+    Raises:
+        OSError: it cannot be written; the error names `path`.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    # The suffix stays, because it decides how some writers write.
-    temporary = path.with_name(f".{os.getpid()}.{path.name}")
+    temporary = temporary_name(path)
     try:
         yield temporary
         with open(temporary, "rb") as stream:
             os.fsync(stream.fileno())
+        if previous is not None and path.exists():
+            os.replace(path, previous)
         os.replace(temporary, path)
+        _flush_folder(path.parent)
+    except OSError as error:
+        # A full disk is reported without a name, or with the temporary one.
+        if error.errno is not None and error.filename in (None, str(temporary)):
+            raise type(error)(error.errno, error.strerror, str(path)) from None
+        raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _flush_folder(folder: Path) -> None:
+    """Bring a folder's names to disk, without which a rename may be forgotten when the machine loses power."""
+    if os.name != "posix":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # file systems that cannot, and need not
+            raise
+    finally:
+        os.close(descriptor)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -23,6 +23,8 @@ SMALL: dict[str, Any] = {
     "checkpoint_seconds": 0.0,
     "device": "cpu",
 }
+# The small settings for the command line, but for the number of epochs.
+TINY = "--widths 4,8 --convs 1,1 --size 32 --folds 2 --batch-size 4 --device cpu".split()
 
 
 @functools.cache

@@ -11,23 +11,9 @@ import pytest
 
 import asegnet_fast.cli as cli
 from asegnet_fast.environment import precision_note
-from tests.program_runs import SMALL, data_folder, finished_run, snapshot
+from tests.program_runs import SMALL, TINY, data_folder, finished_run, snapshot
 
 ROOT = Path(__file__).parent.parent
-TINY = [
-    "--widths",
-    "4,8",
-    "--convs",
-    "1,1",
-    "--size",
-    "32",
-    "--folds",
-    "2",
-    "--batch-size",
-    "4",
-    "--device",
-    "cpu",
-]
 
 
 @pytest.mark.parametrize("command", [[], ["crossval"], ["demo"], ["report"], ["info"]])

@@ -1,8 +1,8 @@
 """The program `asegnet-fast`: one module a command.
 
-Exit status: 0 done; 2 wrong usage or input, with one line that names the option or file; 130 interrupted;
-1 anything else, the program's own faults among it. matplotlib is imported where pictures are drawn; torch comes with
-the package, because importing that registers the operations.
+Exit status: 0 done; 2 wrong usage or input, with one line that names the option or file; 130 interrupted (Ctrl-C),
+143 terminated (SIGTERM); 1 anything else, the program's own faults among it. matplotlib is imported where pictures are
+drawn; torch comes with the package, because importing that registers the operations.
 """
 
 from __future__ import annotations

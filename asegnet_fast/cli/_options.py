@@ -40,10 +40,13 @@ _HELP = {
     "momentum": "Momentum of SGD.",
     "weight_decay": "Weight decay of SGD.",
     "inner_validation": ("Share of the training part set aside to choose checkpoint_best.pt; 0 for none."),
+    "early_stopping": "Stop after so many epochs without a better inner validation; 0 for never.",
+    "tested_epoch": "Which network is tested: after the last epoch, or the best on the inner validation.",
     "seed": "Decides folds, weights and the order of slices.",
     "device": "auto, cpu, cuda or cuda:N.",
     "precision": "Number format of the network's arithmetic.",
     "backend": "Which implementation serves the fused operations.",
+    "deterministic": "The same bits at every repetition on one machine (default), or whatever is fastest.",
     "checkpoint_seconds": "Least time between checkpoints; 0 for one each epoch.",
     "profile": "Measure the share of time outside convolutions.",
 }

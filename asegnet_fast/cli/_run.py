@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import sys
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +22,52 @@ if TYPE_CHECKING:
 PROGRAM = "asegnet-fast"
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, which ends a run as Ctrl-C does; batch systems send it some time before they kill."""
+
+
+@contextlib.contextmanager
+def resumable(out: str, reporter: Reporter) -> Iterator[None]:
+    """Work on a run's folder that may be stopped at any moment and resumed: by Ctrl-C, SIGTERM or a full disk.
+
+    A second Ctrl-C or SIGTERM ends the process at once; the files bear that, too.
+
+    Args:
+        out: the run's folder.
+        reporter: says how the run is continued.
+
+    Raises:
+        typer.Exit: 130 after Ctrl-C, 143 after SIGTERM.
+        TrainingError: a file cannot be written; one line names it.
+    """
+    from asegnet_fast.training.loop import TrainingError
+
+    continues = f"the same command with --resume continues {out}"
+
+    def stop(number: int, _: object) -> None:
+        for name in handlers:
+            signal.signal(name, signal.SIG_DFL)
+        raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
+
+    handlers: dict[int, Any] = {}
+    if threading.current_thread() is threading.main_thread():
+        handlers = {name: signal.getsignal(name) for name in (signal.SIGINT, signal.SIGTERM)}
+        for name in handlers:
+            signal.signal(name, stop)
+    try:
+        yield
+    except KeyboardInterrupt as stopped:
+        terminated = isinstance(stopped, Terminated)
+        reporter.say(f"{'terminated' if terminated else 'interrupted'}; {continues}")
+        raise typer.Exit(143 if terminated else 130) from None
+    except OSError as error:
+        reason = f"{error.filename or out}: {error.strerror or error}"
+        raise TrainingError(f"{reason}; nothing written before is lost, and {continues}") from None
+    finally:
+        for name, handler in handlers.items():
+            signal.signal(name, handler)
+
+
 def run_crossval(settings: Settings, resume: bool) -> None:
     """Read the data, cross-validate, and write tables and pictures.
 
@@ -25,7 +75,7 @@ def run_crossval(settings: Settings, resume: bool) -> None:
         typer.Exit: 130 when interrupted, 1 when a fold was given up.
     """
     from asegnet_fast.environment import check_backend, choose_device, keep_large_allocations, precision_note
-    from asegnet_fast.training.crossval import check_network, check_run_folder, cross_validate
+    from asegnet_fast.training.crossval import check_network, check_run_folder, cross_validate, run_times
     from asegnet_fast.training.progress import Reporter
 
     keep_large_allocations()
@@ -34,20 +84,16 @@ def run_crossval(settings: Settings, resume: bool) -> None:
     device = choose_device(settings.device)
     check_backend(settings.backend, device)
     check_network(settings)
-    with Reporter() as reporter:
-        try:
-            slices = load(settings, reporter)
-            reporter.say(f"device {device}, {settings.precision}, backend {settings.backend}")
-            note = precision_note(settings.precision, device)
-            if note:
-                reporter.say(f"note: {note}")
-            summary, given_up = cross_validate(settings, slices, reporter, resume, _draw_progress)
-        except KeyboardInterrupt:
-            reporter.say(f"interrupted; the same command with --resume continues {settings.out}")
-            raise typer.Exit(130) from None
+    with Reporter() as reporter, resumable(settings.out, reporter):
+        slices = load(settings, reporter)
+        reporter.say(f"device {device}, {settings.precision}, backend {settings.backend}")
+        note = precision_note(settings.precision, device)
+        if note:
+            reporter.say(f"note: {note}")
+        summary, given_up = cross_validate(settings, slices, reporter, resume, _draw_progress)
         write_tables(summary, Path(settings.out), reporter)
         write_figures(summary, Path(settings.out), slices, reporter)
-        for row in summary["rows"]:
+        for row in run_times(Path(settings.out)):
             share = row["outside_convolution"]
             outside = (
                 f", {100 * share['share']:.0f} % of {share['clock']} outside convolutions" if share else ""

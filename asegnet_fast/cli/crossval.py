@@ -40,10 +40,13 @@ from asegnet_fast.training.config import read_settings
     "momentum",
     "weight_decay",
     "inner_validation",
+    "early_stopping",
+    "tested_epoch",
     "seed",
     "device",
     "precision",
     "backend",
+    "deterministic",
     "checkpoint_seconds",
     "profile",
 )

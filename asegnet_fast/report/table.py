@@ -139,7 +139,6 @@ def records(summary: dict[str, Any]) -> list[dict[str, Any]]:
             value = (row["paper"] or {}).get(measure)
             record[f"{measure}_paper"] = None if value is None else round(100 * value, 4)
         record |= {
-            "seconds": row["seconds"],
             "split": summary["split"],
             "leak_percent": summary["leak_percent"],
         }

@@ -26,6 +26,7 @@ CHOICES = {
     "intensity": ("auto", "hu", "raw"),
     "labels": ("merge", "keep"),
     "select": ("lesion", "all"),
+    "tested_epoch": ("last", "best"),
 }
 # Paths, the device and what is only watched may change when a run is resumed; the rest may not. (Other data or
 # groups are noticed by the data's fingerprint.)
@@ -103,10 +104,13 @@ class Settings:
     momentum: float = 0.9
     weight_decay: float = 1e-4
     inner_validation: float = 0.0
+    early_stopping: int = 0
+    tested_epoch: str = "last"
     seed: int = 0
     device: str = "auto"
     precision: str = "fp32"
     backend: str = "auto"
+    deterministic: bool = True
     checkpoint_seconds: float = 20.0
     profile: bool = False
 
@@ -115,7 +119,7 @@ class Settings:
             _check(name, f"one of {', '.join(options)}", getattr(self, name), getattr(self, name) in options)
         for name in ("data", "out", "groups", "cache"):
             _check(name, "a path", getattr(self, name), getattr(self, name) != "")
-        for name, low in (("folds", 2), ("batch_size", 1), ("lr_halve_every", 1)):
+        for name, low in (("folds", 2), ("batch_size", 1), ("lr_halve_every", 1), ("early_stopping", 0)):
             _check(name, f"a whole number >= {low}", getattr(self, name), getattr(self, name) >= low)
         _check("size", "a whole number from 1 to 4096", self.size, 1 <= self.size <= 4096)
         _check("epochs", "a whole number from 1 to 1000000", self.epochs, 1 <= self.epochs <= 1_000_000)
@@ -130,6 +134,10 @@ class Settings:
             self.inner_validation,
             0 <= self.inner_validation <= 0.5,
         )
+        for name, off in (("early_stopping", 0), ("tested_epoch", "last")):
+            value = getattr(self, name)
+            with_inner = "--inner-validation above 0 beside it"
+            _check(name, with_inner, f"{value} alone", value == off or self.inner_validation > 0)
         for name in ("widths", "convs"):
             values = getattr(self, name)
             whole = values is None or (len(values) > 0 and min(values) >= 1)

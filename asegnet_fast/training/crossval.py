@@ -11,12 +11,13 @@ import numpy as np
 
 from asegnet_fast.environment import check_backend, choose_device, environment
 from asegnet_fast.errors import InputError
-from asegnet_fast.files import read_json, write_json
+from asegnet_fast.files import is_temporary, read_json, remove_leftovers, write_json
 from asegnet_fast.training.config import Row, Settings, convert, differences
-from asegnet_fast.training.loop import Slices, TrainingError, finished_fold, run_fold, training_part
+from asegnet_fast.training.loop import Slices, TrainingError, finished_fold, fold_seconds, run_fold
 from asegnet_fast.training.metrics import summarise, trivial
 from asegnet_fast.training.profile import outside_convolution
 from asegnet_fast.training.progress import Reporter
+from asegnet_fast.training.split import training_part
 
 if TYPE_CHECKING:
     from asegnet_fast.data import SliceSet
@@ -72,7 +73,7 @@ def check_run_folder(settings: Settings, resume: bool, fingerprint: str | None =
         fingerprint: of the data, or None where they are not read yet.
 
     Returns:
-        Whether the folder already holds this run.
+        Whether the folder already holds this run. What a killed process left half-written in it is removed.
 
     Raises:
         ValueError: the folder is a file, holds other files, holds another run (the difference is named), or
@@ -86,14 +87,16 @@ def check_run_folder(settings: Settings, resume: bool, fingerprint: str | None =
         )
     if not os.access(there, os.W_OK | os.X_OK):
         raise InputError(f"--out: expected a folder that can be written, got {out}")
-    if not out.exists() or not any(out.iterdir()):
+    if not out.exists() or all(is_temporary(path) for path in out.iterdir()):
+        remove_leftovers(out)
         return False
     if not (out / "config.json").exists():
         raise InputError(f"--out: expected a new or empty folder or a run, got {out} with other files in it")
     old, config = read_run(out)
     changed = differences(old.run_key(), settings.run_key())
     if fingerprint is not None and config["data"].get("fingerprint") != fingerprint:
-        changed.append("data: other slices there than asked")
+        there, asked = (f"{text[:12]}" for text in (str(config["data"]["fingerprint"]), fingerprint))
+        changed.append(f"data: slices with the fingerprint {there} there, {asked} asked")
     if changed:
         raise InputError(
             f"--out: expected a run with the same settings in {out}, got another ({'; '.join(changed)})"
@@ -102,6 +105,7 @@ def check_run_folder(settings: Settings, resume: bool, fingerprint: str | None =
         raise InputError(
             f"--out: expected a new folder, got {out} with this run in it (continue it with --resume)"
         )
+    remove_leftovers(out)
     return True
 
 
@@ -219,7 +223,7 @@ def cross_validate(
                     continue
                 reporter.say(
                     f"{row.folder}/fold{fold}  Dice {metrics['dice']['pooled']:.4f}  "
-                    f"{settings.epochs} epochs in {metrics['seconds']:.1f} s"
+                    f"{metrics['epochs']} epochs in {fold_seconds(folder):.1f} s"
                 )
                 if after_fold is not None:
                     after_fold(folder, row)
@@ -263,7 +267,6 @@ def summarise_run(run: Path) -> dict[str, Any]:
         counts = [np.asarray(metrics["counts"], dtype=np.int64) for metrics in found]
         if floor is None or len(counts) > floor[0]:
             floor = len(counts), trivial(counts)
-        profile = run / row.folder / "profile.json"
         rows.append(
             {
                 **row.to_json(),
@@ -271,8 +274,6 @@ def summarise_run(run: Path) -> dict[str, Any]:
                 "folds": len(found),
                 **summarise(counts),
                 "paper": row.paper(),
-                "seconds": round(sum(metrics["seconds"] for metrics in found), 3),
-                "outside_convolution": read_json(profile) if profile.exists() else None,
             }
         )
     if floor is None:
@@ -292,3 +293,31 @@ def summarise_run(run: Path) -> dict[str, Any]:
     }
     write_json(run / "summary.json", summary)
     return summary
+
+
+def run_times(run: Path) -> list[dict[str, Any]]:
+    """What the clock said of a run, row by row. It stands beside summary.json, which is the same at every repetition.
+
+    Args:
+        run: a folder that `cross_validate` wrote, finished or not.
+
+    Returns:
+        For each row {"folder", "seconds" of the epochs of its folds, "outside_convolution": what
+        `profile.outside_convolution` found, or None}.
+
+    Raises:
+        ValueError: no run, or damaged files.
+    """
+    run = Path(run)
+    times = []
+    for row in read_run(run)[0].rows():
+        folds = [path.parent for path in sorted((run / row.folder).glob("fold*/history.csv"))]
+        profile = run / row.folder / "profile.json"
+        times.append(
+            {
+                "folder": row.folder,
+                "seconds": round(sum(map(fold_seconds, folds)), 3),
+                "outside_convolution": read_json(profile) if profile.exists() else None,
+            }
+        )
+    return times

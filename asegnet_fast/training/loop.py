@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,13 +11,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from asegnet_fast.checkpoint import build_network, normalised, read_checkpoint, write_checkpoint
+from asegnet_fast.checkpoint import build_network, normalised, write_checkpoint
+from asegnet_fast.environment import deterministic
 from asegnet_fast.errors import InputError
 from asegnet_fast.evaluation.overlap import dice, pixel_counts
-from asegnet_fast.files import read_json, write_csv, write_json
+from asegnet_fast.files import read_csv, read_json, remove_leftovers, write_csv, write_json
 from asegnet_fast.training.config import Row, Settings
 from asegnet_fast.training.metrics import summarise
 from asegnet_fast.training.progress import Reporter
+from asegnet_fast.training.split import derived_seed, training_part
+from asegnet_fast.training.state import BEST, PREVIOUS, FoldState, latest, own_checkpoint, save
 
 
 class TrainingError(RuntimeError):
@@ -38,77 +40,11 @@ class Slices:
     num_classes: int
 
 
-def derived_seed(seed: int, fold: int, purpose: int) -> int:
-    """A seed of its own for each fold and purpose, the same for every loss, so that rows compare."""
-    return int(np.random.SeedSequence([seed, fold, purpose]).generate_state(1)[0])
-
-
 def initial_network(settings: Settings, model: str, num_classes: int, fold: int) -> torch.nn.Module:
     """The network before its first step, on the CPU; the same for every loss."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derived_seed(settings.seed, fold, 0))
         return build_network(model, settings.network(model, num_classes))
-
-
-def inner_split(train: np.ndarray, groups: np.ndarray, share: float, by_group: bool, seed: int) -> tuple:
-    """Part the training slices into those trained on and an inner validation set.
-
-    Args:
-        train: indices of the fold's training slices.
-        groups: the group of every slice of the data set.
-        share: share of the training slices to set aside, 0 for none.
-        by_group: whether groups stay whole.
-        seed: decides which are set aside.
-
-    Returns:
-        (training indices, inner validation indices), both sorted.
-
-    Raises:
-        ValueError: nothing would be left on one side.
-    """
-    if share == 0:
-        return train, train[:0]
-    units = np.asarray(groups)[train] if by_group else np.arange(len(train))
-    names = np.unique(units)
-    if len(names) < 2:
-        raise InputError(
-            f"--inner-validation: expected at least 2 groups in each fold's training part, got {len(names)}"
-        )
-    wanted = max(1, round(share * len(train)))
-    aside = np.zeros(len(train), dtype=bool)
-    for name in np.random.default_rng(seed).permutation(names)[:-1]:
-        aside |= units == name
-        if aside.sum() >= wanted:
-            break
-    return train[~aside], train[aside]
-
-
-def training_part(
-    settings: Settings, train: np.ndarray, groups: np.ndarray, fold: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """What a fold trains on, and its inner validation set.
-
-    Args:
-        settings: the run's settings.
-        train: indices of the fold's training slices.
-        groups: the group of every slice of the data set.
-        fold: 0..settings.folds-1.
-
-    Returns:
-        (training indices, inner validation indices), both sorted.
-
-    Raises:
-        ValueError: nothing would be left on one side, or less than one batch to train on.
-    """
-    by_group = settings.split == "patient"
-    seed = derived_seed(settings.seed, fold, 1)
-    train, inner = inner_split(train, groups, settings.inner_validation, by_group, seed)
-    if len(train) < settings.batch_size:
-        raise InputError(
-            f"--batch-size: expected at most {len(train)}, the training slices of fold {fold}, "
-            f"got {settings.batch_size}"
-        )
-    return train, inner
 
 
 def predict_labels(network: torch.nn.Module, images: Tensor, normalisation: dict, precision: str) -> Tensor:
@@ -138,7 +74,7 @@ def evaluate(
 ) -> np.ndarray:
     """Counts [len(indices), lesion classes, 4] of the network on the slices at `indices`."""
     network.eval()
-    counts = []
+    counts = [torch.zeros(0, slices.num_classes - 1, 4, dtype=torch.int64, device=slices.images.device)]
     for start in range(0, len(indices), settings.batch_size):
         batch = torch.from_numpy(indices[start : start + settings.batch_size]).to(slices.images.device)
         labels = predict_labels(network, slices.images[batch], normalisation, settings.precision)
@@ -176,17 +112,31 @@ def finished_fold(folder: Path, identity: dict[str, Any]) -> dict[str, Any] | No
     if not path.exists():
         return None
     metrics = read_json(path)
-    if metrics.get("identity") != identity or not {"counts", "seconds", "epochs"} <= set(metrics):
+    if metrics.get("identity") != identity or not {"counts", "epochs"} <= set(metrics):
         raise InputError(f"{path}: expected this run's metrics of {identity['row']}, got another run's")
     try:
         counts = np.array(metrics["counts"], dtype=np.int64)
         whole = counts.ndim == 3 and counts.shape[2] == 4 and bool((counts >= 0).all())
-        whole = whole and len(counts) == len(metrics["test_indices"]) > 0 and metrics["seconds"] >= 0
+        whole = whole and len(counts) == len(metrics["test_indices"]) > 0
     except (KeyError, TypeError, ValueError, OverflowError):
         whole = False
     if not whole:
         raise InputError(f"{path}: expected counts [slices, classes, 4] of the test slices, got damaged ones")
     return metrics
+
+
+def fold_seconds(folder: Path) -> float:
+    """How long the epochs of a fold took. It stands in history.csv alone: a clock never says the same twice.
+
+    Raises:
+        ValueError: no history.csv, or a damaged one; the message names it.
+    """
+    try:
+        return sum(float(line["seconds"]) for line in read_csv(folder / "history.csv"))
+    except (KeyError, TypeError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{folder / 'history.csv'}: expected seconds in each line, got none") from None
 
 
 def run_fold(
@@ -201,17 +151,17 @@ def run_fold(
 ) -> dict[str, Any]:
     """Train one row on one fold, or go on where its checkpoint stands, and measure it on the test slices.
 
-    The test slices are measured after every epoch for the curves; the reported metrics are those after the last
-    epoch, so nothing is chosen on them.
+    The test slices are measured after every epoch for the curves; nothing is chosen on them. What is reported is
+    measured after the last epoch, or with `tested_epoch="best"` at the best epoch of the inner validation.
 
     Args:
         settings: the run's settings.
         row: model and loss.
         fold: 0..settings.folds-1.
-        split: (training, test) indices of the fold.
+        split: (training, test) indices of the fold; there may be no test slices.
         slices: the data on the device.
         folder: receives checkpoint_last.pt, history.csv and metrics.json, and checkpoint_best.pt where there is
-            an inner validation set.
+            an inner validation set; checkpoint_previous.pt while it trains.
         identity: run, data, row and fold; kept in the files, and a checkpoint with another one is refused.
         reporter: shows progress.
 
@@ -221,6 +171,7 @@ def run_fold(
     Raises:
         ValueError: a checkpoint that is damaged or another run's, or settings that this fold cannot meet.
         TrainingError: the loss became NaN or infinite; the last good checkpoint stays.
+        OSError: a file cannot be written; the checkpoints written before stay.
     """
     device = slices.images.device
     name = f"{row.folder}/fold{fold}"
@@ -230,123 +181,119 @@ def run_fold(
     train, inner = training_part(settings, train, slices.groups, fold)
     steps = len(train) // settings.batch_size
 
-    # 2. Normalisation by the training part alone.
-    pixels = slices.images[torch.from_numpy(train).to(device)].double()
-    normalisation = {"mean": pixels.mean().item(), "sd": max(pixels.std().item(), 1e-3)}
-    del pixels
-
-    # 3. Network, optimiser, schedule, random numbers.
-    network = initial_network(settings, row.model, slices.num_classes, fold).to(device)
-    optimiser = optimiser_of(network, settings)
-    schedule = torch.optim.lr_scheduler.StepLR(optimiser, settings.lr_halve_every, gamma=0.5)
-    order = torch.Generator().manual_seed(derived_seed(settings.seed, fold, 2))
-    loss_of = row.loss.function()
-    history: list[dict[str, Any]] = []
-    seconds = 0.0
-    best = {"epoch": 0, "dice": -math.inf}
-    counts: np.ndarray | None = None
-
-    # 4. Go on where a checkpoint stands.
-    last = folder / "checkpoint_last.pt"
-    if last.exists():
-        state = read_checkpoint(last)
-        if state.get("identity") != identity:
-            raise InputError(f"{last}: expected a checkpoint of this run's {name}, got another run's")
-        network.load_state_dict(state["state_dict"])
-        optimiser.load_state_dict(state["optimiser"])
-        schedule.load_state_dict(state["schedule"])
-        order.set_state(state["random"]["order"])
-        torch.set_rng_state(state["random"]["cpu"])
-        if device.type == "cuda" and "cuda" in state["random"]:
-            torch.cuda.set_rng_state(state["random"]["cuda"], device)
-        history, seconds, best = state["history"], state["seconds"], state["best"]
-        reporter.say(f"{name}: goes on after epoch {state['epoch']}")
-
-    def content(epoch: int) -> dict[str, Any]:
-        random = {"order": order.get_state(), "cpu": torch.get_rng_state()}
-        if device.type == "cuda":
-            random["cuda"] = torch.cuda.get_rng_state(device)
-        return {
+    cuda = [device] if device.type == "cuda" else []
+    with deterministic(settings.deterministic), torch.random.fork_rng(devices=cuda):
+        # 2. Network, optimiser, schedule, random numbers; normalisation by the training part alone.
+        torch.manual_seed(derived_seed(settings.seed, fold, 3))
+        network = initial_network(settings, row.model, slices.num_classes, fold).to(device)
+        optimiser = optimiser_of(network, settings)
+        order = torch.Generator().manual_seed(derived_seed(settings.seed, fold, 2))
+        state = FoldState(
+            network,
+            optimiser,
+            torch.optim.lr_scheduler.StepLR(optimiser, settings.lr_halve_every, gamma=0.5),
+            normalisation_of(slices.images[torch.from_numpy(train).to(device)]),
+            {"order": order},
+        )
+        loss_of = row.loss.function()
+        counts: np.ndarray | None = None
+        origin = {
             "model": row.model,
             "network": settings.network(row.model, slices.num_classes),
-            "state_dict": network.state_dict(),
-            "normalisation": normalisation,
-            "epoch": epoch,
-            "optimiser": optimiser.state_dict(),
-            "schedule": schedule.state_dict(),
-            "random": random,
-            "history": history,
-            "seconds": seconds,
-            "best": best,
             "identity": identity,
             "settings": settings.to_json(),
         }
 
-    # 5. Epochs.
-    saved = time.monotonic()
-    reporter.epochs(len(history), settings.epochs, history[-1] if history else None, name)
-    for epoch in range(len(history) + 1, settings.epochs + 1):
-        began = time.monotonic()
-        network.train()
-        lr = schedule.get_last_lr()[0]
-        losses = torch.empty(steps, device=device)
-        permutation = torch.from_numpy(train)[torch.randperm(len(train), generator=order)].to(device)
-        for step in range(steps):
-            batch = permutation[step * settings.batch_size : (step + 1) * settings.batch_size]
-            losses[step] = training_step(
-                network, loss_of, optimiser, slices, batch, normalisation, settings.precision
-            )
-            reporter.step(step + 1, steps, losses[step], lr)
-        losses = losses.cpu()
-        if not losses.isfinite().all():
-            bad = int((~losses.isfinite()).nonzero()[0])
-            raise TrainingError(
-                f"{name}: expected a finite loss, got {losses[bad].item()} at epoch {epoch}, step {bad + 1} "
-                f"(learning rate {lr:g}; try a smaller --lr)"
-            )
-        schedule.step()
+        # 3. Go on where a checkpoint stands.
+        remove_leftovers(folder)
+        found, damaged = latest(folder, identity)
+        if damaged is not None:
+            reporter.say(f"note: {damaged}")
+        if found is not None:
+            state.restore(found)
+            reporter.say(f"{name}: goes on after epoch {state.epoch}")
+        del found
 
-        counts = evaluate(network, slices, test, normalisation, settings)
-        scores = summarise([counts])
-        record = {
-            "epoch": epoch,
-            "lr": lr,
-            "loss": losses.mean().item(),
-            "test_dice": scores["dice"]["pooled"],
-            "test_dice_per_image": scores["dice"]["per_image_mean"],
-            "test_sensitivity": scores["sensitivity"]["pooled"],
-            "test_specificity": scores["specificity"]["pooled"],
-        }
-        if len(inner):
-            inner_counts = evaluate(network, slices, inner, normalisation, settings)
-            record["inner_dice"] = float(dice(inner_counts.sum(0)).mean())
-        record["seconds"] = round(time.monotonic() - began, 3)
-        seconds += record["seconds"]
-        history.append(record)
-        reporter.epochs(epoch, settings.epochs, record, name)
+        # 4. Epochs.
+        saved = time.monotonic()
+        reporter.epochs(state.epoch, settings.epochs, state.history[-1] if state.history else None, name)
+        while state.epoch < settings.epochs and not state.stopped_early(settings.early_stopping):
+            began = time.monotonic()
+            epoch = state.epoch + 1
+            network.train()
+            lr = state.schedule.get_last_lr()[0]
+            losses = torch.empty(steps, device=device)
+            permutation = torch.from_numpy(train)[torch.randperm(len(train), generator=order)].to(device)
+            for step in range(steps):
+                batch = permutation[step * settings.batch_size : (step + 1) * settings.batch_size]
+                losses[step] = training_step(
+                    network, loss_of, optimiser, slices, batch, state.normalisation, settings.precision
+                )
+                reporter.step(step + 1, steps, losses[step], lr)
+            losses = losses.cpu()
+            if not losses.isfinite().all():
+                bad = int((~losses.isfinite()).nonzero()[0])
+                raise TrainingError(
+                    f"{name}: expected a finite loss, got {losses[bad].item()} at epoch {epoch}, step {bad + 1} "
+                    f"(learning rate {lr:g}; try a smaller --lr)"
+                )
+            state.schedule.step()
 
-        if len(inner) and record["inner_dice"] > best["dice"]:
-            best = {"epoch": epoch, "dice": record["inner_dice"]}
-            write_checkpoint(folder / "checkpoint_best.pt", content(epoch))
-        if epoch == settings.epochs or time.monotonic() - saved >= settings.checkpoint_seconds:
-            write_checkpoint(last, content(epoch))
-            write_csv(folder / "history.csv", history)
-            saved = time.monotonic()
+            record = {"epoch": epoch, "lr": lr, "loss": losses.mean().item()}
+            if len(test):
+                counts = evaluate(network, slices, test, state.normalisation, settings)
+                record |= test_scores(counts)
+            if len(inner):
+                inner_counts = evaluate(network, slices, inner, state.normalisation, settings)
+                record["inner_dice"] = float(dice(inner_counts.sum(0)).mean())
+            record["seconds"] = round(time.monotonic() - began, 3)
+            state.history.append(record)
+            reporter.epochs(epoch, settings.epochs, record, name)
 
-    # 6. Metrics of the last epoch.
-    if counts is None:  # stopped between the last checkpoint and this point
-        counts = evaluate(network, slices, test, normalisation, settings)
+            if len(inner) and record["inner_dice"] > state.best["dice"]:
+                state.best = {"epoch": epoch, "dice": record["inner_dice"]}
+                write_checkpoint(folder / BEST, origin | state.weights())
+            ends = epoch == settings.epochs or state.stopped_early(settings.early_stopping)
+            if ends or time.monotonic() - saved >= settings.checkpoint_seconds:
+                save(folder, origin | state.everything())
+                write_csv(folder / "history.csv", state.history)
+                saved = time.monotonic()
+
+    # 5. Metrics of the last epoch, or of the best.
+    if settings.tested_epoch == "best":
+        network.load_state_dict(own_checkpoint(folder / BEST, identity)["state_dict"])
+        counts = None
+    if counts is None:  # also where it was stopped between the last checkpoint and this point
+        counts = evaluate(network, slices, test, state.normalisation, settings)
     metrics = {
         "identity": identity,
-        "epochs": settings.epochs,
-        **summarise([counts]),
+        "epochs": state.epoch,
+        "tested_epoch": state.best["epoch"] if settings.tested_epoch == "best" else state.epoch,
+        **(summarise([counts]) if len(test) else {}),
         "training_slices": len(train),
-        "inner_validation": {"slices": len(inner), **best} if len(inner) else None,
+        "inner_validation": {"slices": len(inner), **state.best} if len(inner) else None,
         "test_indices": test.tolist(),
         "count_names": ["tp", "fp", "fn", "tn"],
         "counts": counts.tolist(),
-        "seconds": round(seconds, 3),
     }
-    write_csv(folder / "history.csv", history)
+    write_csv(folder / "history.csv", state.history)
     write_json(folder / "metrics.json", metrics)
+    (folder / PREVIOUS).unlink(missing_ok=True)  # of a finished fold one is enough
     return metrics
+
+
+def normalisation_of(images: Tensor) -> dict[str, float]:
+    """{"mean", "sd"} of the pixels of uint8 [N, S, S], in 0..255; sd is at least 0.001."""
+    pixels = images.double()
+    return {"mean": pixels.mean().item(), "sd": max(pixels.std().item(), 1e-3)}
+
+
+def test_scores(counts: np.ndarray) -> dict[str, Any]:
+    """What history.csv says of the test slices after an epoch."""
+    scores = summarise([counts])
+    return {
+        "test_dice": scores["dice"]["pooled"],
+        "test_dice_per_image": scores["dice"]["per_image_mean"],
+        "test_sensitivity": scores["sensitivity"]["pooled"],
+        "test_specificity": scores["specificity"]["pooled"],
+    }

@@ -56,7 +56,7 @@ class Reporter:
 
     def epochs(self, done: int, total: int, record: dict[str, Any] | None, name: str) -> None:
         """`done` of `total` epochs of this fold lie behind; `record` is the last one's line of history."""
-        scores = "" if record is None else f"  test Dice {record['test_dice']:.3f}"
+        scores = f"  test Dice {record['test_dice']:.3f}" if record and "test_dice" in record else ""
         self._show("epochs", f"epoch{scores}", done, total)
         now = time.monotonic()
         if self._bars is None and record is not None and now - self._shown >= LINE_SECONDS and done < total:
