@@ -29,8 +29,9 @@ def plain(
 def pool_with_codes(y: Tensor) -> tuple[Tensor, Tensor]:
     """y [N, C, H, W] -> (maxima [N, C, H // 2, W // 2], their positions 2*dy + dx as uint8)."""
     pooled, index = F.max_pool2d(y, 2, return_indices=True)
-    width = y.shape[-1]
-    code = index.div(width, rounding_mode="floor") % 2 * 2 + index % width % 2
+    row = index.div(y.shape[-1], rounding_mode="floor")
+    # No remainder by the width: the ONNX exporter takes only a constant there.
+    code = row % 2 * 2 + (index - row * y.shape[-1]) % 2
     return pooled, code.to(torch.uint8)
 
 
