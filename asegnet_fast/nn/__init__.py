@@ -2,7 +2,7 @@
 
 from asegnet_fast.nn import functional
 from asegnet_fast.nn.attention_gate import AttentionGate
-from asegnet_fast.nn.batchnorm import BatchNormReLU2d
+from asegnet_fast.nn.batchnorm import BatchNormReLU2d, SyncBatchNormReLU2d
 from asegnet_fast.nn.losses import (
     CrossEntropyLoss,
     DiceLoss,
@@ -11,6 +11,7 @@ from asegnet_fast.nn.losses import (
     TverskyLoss,
 )
 from asegnet_fast.nn.pooling import MaxPool2d, MaxUnpool2d
+from asegnet_fast.nn.sync_loss import SyncLoss
 
 __all__ = [
     "AttentionGate",
@@ -21,6 +22,8 @@ __all__ = [
     "GeneralizedDiceLoss",
     "MaxPool2d",
     "MaxUnpool2d",
+    "SyncBatchNormReLU2d",
+    "SyncLoss",
     "TverskyLoss",
     "functional",
 ]

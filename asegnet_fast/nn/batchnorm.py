@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
-from asegnet_fast.ops.bn_relu import op
+from asegnet_fast.ops.bn_relu import op, synchronised
 
 
 class BatchNormReLU2d(nn.BatchNorm2d):
@@ -16,8 +17,8 @@ class BatchNormReLU2d(nn.BatchNorm2d):
         relu: False leaves the ReLU out.
         others: what later versions of torch have added (`bias`).
 
-    Parameters, buffers and state-dict keys are those of `torch.nn.BatchNorm2d`. What replaces such modules by class
-    (`torch.nn.SyncBatchNorm.convert_sync_batchnorm`) knows nothing of the ReLU: it must then be added behind.
+    Parameters, buffers and state-dict keys are those of `torch.nn.BatchNorm2d`. For statistics over several processes
+    see `SyncBatchNormReLU2d`; `torch.nn.SyncBatchNorm.convert_sync_batchnorm` would lose the ReLU.
 
     Shape: [N, C, H, W] -> the same; with `pool`, (pooled, code) [N, C, H // 2, W // 2] as from
         `asegnet_fast.max_pool2x2`, and with `return_full` also the map before: (y, pooled, code).
@@ -64,9 +65,76 @@ class BatchNormReLU2d(nn.BatchNorm2d):
             self.eps,
             self.relu,
         )
+        return self._apply_op(input, options, pool, return_full)
+
+    def _apply_op(
+        self, input: Tensor, options: tuple, pool: bool, return_full: bool
+    ) -> Tensor | tuple[Tensor, ...]:
+        """The op with its options from the running mean on."""
         if pool:
             return op.bn_relu_max_pool2x2(input, *options, return_full=return_full)
         return op.bn_relu(input, *options)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, relu={self.relu}"
+
+
+class SyncBatchNormReLU2d(BatchNormReLU2d):
+    """`BatchNormReLU2d` whose statistics in training are those of the images of all processes together.
+
+    Unlike `torch.nn.SyncBatchNorm` it works on the CPU (gloo) too. In evaluation, and where torch.distributed is not
+    initialised or has one process, it is `BatchNormReLU2d`. Parts of the batch may differ in size, or be empty.
+    Gradients are right after `torch.nn.parallel.DistributedDataParallel` has averaged them. No second derivative.
+
+    Args:
+        process_group: the processes; None: all of them.
+        others: as `BatchNormReLU2d`.
+
+    Equivalent to: `BatchNormReLU2d` on the whole batch in one process.
+
+    Source: Ioffe and Szegedy 2015; `torch.nn.SyncBatchNorm`.
+    """
+
+    def __init__(
+        self, *args: object, process_group: dist.ProcessGroup | None = None, **others: object
+    ) -> None:
+        super().__init__(*args, **others)
+        self.process_group = process_group
+
+    def _apply_op(
+        self, input: Tensor, options: tuple, pool: bool, return_full: bool
+    ) -> Tensor | tuple[Tensor, ...]:
+        *tensors, training, momentum, eps, relu = options
+        alone = (
+            not dist.is_available()
+            or not dist.is_initialized()
+            or dist.get_world_size(self.process_group) == 1
+        )
+        if not training or alone or not self.training:
+            return super()._apply_op(input, options, pool, return_full)
+        return synchronised.bn_relu(
+            input, *tensors, momentum, eps, relu, pool, return_full, self.process_group
+        )
+
+    @classmethod
+    def convert_sync_batchnorm(
+        cls, module: nn.Module, process_group: dist.ProcessGroup | None = None
+    ) -> nn.Module:
+        """Turn every `BatchNormReLU2d` in a network into this class, with its parameters, buffers and options.
+
+        Args:
+            module: a network, changed in place, or a `BatchNormReLU2d`. Other batch normalisations stay; torch's
+                function of this name converts those.
+            process_group: the processes; None: all of them.
+
+        Returns:
+            The network, or what replaces it.
+        """
+        for name, child in module.named_children():
+            setattr(module, name, cls.convert_sync_batchnorm(child, process_group))
+        if not isinstance(module, BatchNormReLU2d):
+            return module
+        # The same object under another class keeps everything: parameters that an optimiser holds, hooks, dtypes.
+        module.__class__ = cls
+        module.process_group = process_group
+        return module

@@ -19,6 +19,7 @@ class _RegionLoss(nn.Module):
     """Keeps a loss function's options as attributes, and the class weights as a buffer that moves with the module."""
 
     _function: Callable[..., Tensor]
+    _kind: str  # as `op.loss_from_sums` names the loss
 
     def __init__(self, weight: Tensor | Sequence[float] | None, **options: object) -> None:
         super().__init__()
@@ -37,6 +38,17 @@ class _RegionLoss(nn.Module):
         options = {name: getattr(self, name) for name in self._names}
         return type(self)._function(logits, target, weight=self.weight, **options)
 
+    def of_sums(self, sums: op.RegionSums) -> Tensor:
+        """The loss of sums that `asegnet_fast.region_sums` made, with this `ignore_index`.
+
+        Equivalent to: the module on the logits and labels that the sums came from.
+        """
+        options = {name: getattr(self, name) for name in self._names if name != "ignore_index"}
+        return op.loss_from_sums(sums, weight=self.weight, **self._of_sums_options(**options))
+
+    def _of_sums_options(self, **options: object) -> dict[str, object]:
+        return {"kind": self._kind, **options}
+
     def extra_repr(self) -> str:
         return ", ".join(f"{name}={getattr(self, name)!r}" for name in self._names)
 
@@ -51,6 +63,9 @@ class DiceLoss(_RegionLoss):
 
     _function = staticmethod(op.dice_loss)
 
+    def _of_sums_options(self, variant: str, **options: object) -> dict[str, object]:
+        return {"kind": op.DICE_KINDS[variant], "alpha": 0.5, "beta": 0.5, **options}
+
     def __init__(
         self,
         variant: str = "soft",
@@ -60,7 +75,7 @@ class DiceLoss(_RegionLoss):
         ignore_index: int | None = None,
         weight: Tensor | Sequence[float] | None = None,
     ) -> None:
-        check_choice("variant", variant, op.DICE_VARIANTS)
+        check_choice("variant", variant, op.DICE_KINDS)
         super().__init__(
             weight,
             variant=variant,
@@ -80,6 +95,7 @@ class GeneralizedDiceLoss(_RegionLoss):
     """
 
     _function = staticmethod(op.generalized_dice_loss)
+    _kind = "generalized_dice"
 
     def __init__(
         self,
@@ -107,6 +123,7 @@ class TverskyLoss(_RegionLoss):
     """
 
     _function = staticmethod(op.tversky_loss)
+    _kind = "tversky"
 
     def __init__(
         self,
@@ -138,6 +155,7 @@ class FocalTverskyLoss(_RegionLoss):
     """
 
     _function = staticmethod(op.focal_tversky_loss)
+    _kind = "tversky"
 
     def __init__(
         self,
@@ -179,8 +197,7 @@ class CrossEntropyLoss(nn.CrossEntropyLoss):
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         fused = (
-            self.reduction == "mean"
-            and self.label_smoothing == 0
+            self.has_sums()
             and isinstance(target, Tensor)
             and not target.is_floating_point()
             and input.dim() >= 2
@@ -189,3 +206,11 @@ class CrossEntropyLoss(nn.CrossEntropyLoss):
         if not fused:
             return super().forward(input, target)
         return op.cross_entropy_loss(input, target, self.ignore_index, self.weight)
+
+    def has_sums(self) -> bool:
+        """Whether the options are those of a loss made from region sums."""
+        return self.reduction == "mean" and self.label_smoothing == 0
+
+    def of_sums(self, sums: op.RegionSums) -> Tensor:
+        """The loss of sums that `asegnet_fast.region_sums` made, with this `ignore_index`."""
+        return op.loss_from_sums(sums, "cross_entropy", weight=self.weight)

@@ -20,18 +20,16 @@ from asegnet_fast.ops.bn_relu import reference
 # ---- checks ---------------------------------------------------------------------------------------------
 
 
-def _check(
+def check_tensors(
     x: Tensor,
     running_mean: Tensor | None,
     running_var: Tensor | None,
     weight: Tensor | None,
     bias: Tensor | None,
-    training: bool,
 ) -> None:
+    """Raise TypeError or ValueError unless kinds, shapes, dtypes and devices fit together."""
     check_tensor("x", x, (4,))
     check_float("x", x)
-    if not isinstance(training, bool):
-        raise wrong_type("training", "a bool", training)
     channels, dtype, device = (x.shape[1],), x.dtype, x.device
     for name, value in (
         ("running_mean", running_mean),
@@ -52,6 +50,19 @@ def _check(
         raise wrong_value(
             "running_var", "a tensor where running_mean is one, and None where it is", running_var
         )
+
+
+def _check(
+    x: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    training: bool,
+) -> None:
+    check_tensors(x, running_mean, running_var, weight, bias)
+    if not isinstance(training, bool):
+        raise wrong_type("training", "a bool", training)
     if training:
         if x.shape[0] * x.shape[2] * x.shape[3] == 1:
             raise wrong_value("x", "more than 1 value per channel when training", x)
@@ -59,7 +70,8 @@ def _check(
         raise wrong_value("running_mean", "a tensor when not training", None)
 
 
-def _check_sides(x: Tensor) -> None:
+def check_sides(x: Tensor) -> None:
+    """Raise ValueError unless x has a channel and sides that a 2x2 window fits."""
     if x.shape[2] < 2 or x.shape[3] < 2 or x.shape[1] == 0:
         raise wrong_value("x", "at least one channel and sides of at least 2", x)
 
@@ -75,13 +87,24 @@ def _update(
     mean: Tensor,
     var: Tensor,
 ) -> None:
-    """Moves the running statistics towards the batch's, with the unbiased variance, as torch does."""
     count = x.shape[0] * x.shape[2] * x.shape[3]
     if running_mean is None or count == 0 or x.shape[1] == 0:
         return
+    move_running(running_mean, running_var, momentum, mean, var, count / (count - 1))
+
+
+def move_running(
+    running_mean: Tensor,
+    running_var: Tensor,
+    momentum: float,
+    mean: Tensor,
+    var: Tensor,
+    unbias: float | Tensor,
+) -> None:
+    """Move the running statistics towards a batch's, with the unbiased variance `unbias` * var, as torch does."""
     with torch.no_grad():
         running_mean.mul_(1 - momentum).add_(mean, alpha=momentum)
-        running_var.mul_(1 - momentum).add_(var, alpha=momentum * (count / (count - 1)))
+        running_var.mul_(1 - momentum).add_(var * unbias, alpha=momentum)
 
 
 def bn_relu(
@@ -162,7 +185,7 @@ def bn_relu_max_pool2x2(
     Source: Ioffe and Szegedy 2015; Badrinarayanan et al. 2017 (SegNet), section 3.
     """
     _check(x, running_mean, running_var, weight, bias, training)
-    _check_sides(x)
+    check_sides(x)
     if _library.use_reference("bn_relu_max_pool2x2", x):
         y, pooled, code = reference.plain_max_pool2x2(
             x, running_mean, running_var, weight, bias, training, momentum, eps, relu
@@ -253,7 +276,8 @@ _library.register_fake("bn_relu_max_pool2x2_backward", _pool_backward_fake)
 # ---- gradients ------------------------------------------------------------------------------------------
 
 
-def _as_parameters(weight: Tensor | None, bias: Tensor | None, dweight: Tensor, dbias: Tensor) -> tuple:
+def as_parameters(weight: Tensor | None, bias: Tensor | None, dweight: Tensor, dbias: Tensor) -> tuple:
+    """The sums as gradients of the parameters: their dtype, and none where there is no parameter."""
     return (
         None if weight is None else dweight.to(weight.dtype),
         None if bias is None else dbias.to(bias.dtype),
@@ -273,7 +297,7 @@ def _grad(ctx, dy: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
         return (None,) * 8
     x, weight, bias, mean, var = ctx.saved_tensors
     dx, dweight, dbias = _bn_relu_backward(dy, x, weight, bias, mean, var, *ctx.options)
-    return dx, *_as_parameters(weight, bias, dweight, dbias), None, None, None, None, None
+    return dx, *as_parameters(weight, bias, dweight, dbias), None, None, None, None, None
 
 
 def _save_pool(ctx, inputs, output) -> None:
@@ -293,7 +317,7 @@ def _grad_pool(ctx, dy: Tensor | None, dpooled: Tensor | None, *_: None) -> tupl
     else:
         found = _bn_relu_pool_backward(dpooled, dy, code, x, weight, bias, mean, var, *ctx.options)
     dx, dweight, dbias = found
-    return dx, *_as_parameters(weight, bias, dweight, dbias), None, None, None, None, None, None
+    return dx, *as_parameters(weight, bias, dweight, dbias), None, None, None, None, None, None
 
 
 _library.register_autograd("bn_relu", _grad, _save)

@@ -35,7 +35,8 @@ KINDS = {
     "generalized_dice": reference.GENERALIZED_DICE,
     "cross_entropy": reference.CROSS_ENTROPY,
 }
-DICE_VARIANTS = ("soft", "literal")
+#: variants of Dice -> their kind; both have alpha = beta = 0.5
+DICE_KINDS = {"soft": "tversky", "literal": "literal_dice"}
 EPS = 1e-8
 EPS_GENERALIZED_DICE = 1.19e-7  # MATLAB's eps('single')
 ALPHA, BETA, GAMMA = 0.3, 0.7, 4 / 3
@@ -377,8 +378,8 @@ def dice_loss(
 
     Source: Budak et al. 2021, Eq. 4 and 5 (whose factor 2 was lost in print).
     """
-    check_choice("variant", variant, DICE_VARIANTS)
-    kind = reference.TVERSKY if variant == "soft" else reference.LITERAL_DICE
+    check_choice("variant", variant, DICE_KINDS)
+    kind = KINDS[DICE_KINDS[variant]]
     return _region_loss(
         kind, logits, target, 0.5, 0.5, 1.0, eps, reduce_over, include_background, ignore_index, weight
     )
