@@ -122,6 +122,37 @@ def _flush_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def create_text(path: Path, text: str) -> bool:
+    """Write `text` (UTF-8) to `path` in one step unless there is a file already; safe on NFS too.
+
+    Args:
+        path: the file, in a folder that is there.
+        text: its content.
+
+    Returns:
+        Whether this call made the file. Of several that try at once, exactly one does.
+    """
+    temporary = temporary_name(path)
+    try:
+        with open(temporary, "x", encoding="utf-8") as stream:
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
+        try:
+            os.link(temporary, path)
+            return True
+        except FileExistsError:
+            # NFS may repeat a request whose answer was lost; the number of names tells who won.
+            return os.stat(temporary).st_nlink == 2
+        except OSError:  # a file system without hard links
+            with contextlib.suppress(FileExistsError), open(path, "x", encoding="utf-8") as stream:
+                stream.write(text)
+                return True
+            return False
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
 def write_text(path: Path, text: str) -> None:
     """Write `text` (UTF-8) to `path` in one step."""
     with replacing(path) as temporary:
@@ -130,7 +161,16 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Write `value` as JSON (indented; NaN and infinity are refused) to `path` in one step."""
-    write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
+    write_text(path, _json(value))
+
+
+def create_json(path: Path, value: Any) -> bool:
+    """`create_text` of `value` as JSON."""
+    return create_text(path, _json(value))
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, indent=1, allow_nan=False) + "\n"
 
 
 def read_json(path: Path) -> dict[str, Any]:

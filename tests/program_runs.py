@@ -10,6 +10,7 @@ from rich.console import Console
 from asegnet_fast.data import write_phantom
 from asegnet_fast.training.config import Settings
 from asegnet_fast.training.crossval import cross_validate, load_data
+from asegnet_fast.training.jobs import Sharing
 from asegnet_fast.training.progress import Reporter
 
 _folder = tempfile.TemporaryDirectory(prefix="asegnet-fast-tests-")
@@ -43,10 +44,16 @@ def quiet() -> Reporter:
     return Reporter(Console(quiet=True))
 
 
-def run(out: Path, resume: bool = False, reporter: Reporter | None = None, **changes: Any) -> tuple:
+def run(
+    out: Path,
+    resume: bool = False,
+    reporter: Reporter | None = None,
+    sharing: Sharing | None = None,
+    **changes: Any,
+) -> tuple:
     """Cross-validate with the small settings; returns (summary, folds given up)."""
     wanted = settings(out, **changes)
-    return cross_validate(wanted, load_data(wanted), reporter or quiet(), resume)
+    return cross_validate(wanted, load_data(wanted), reporter or quiet(), resume, sharing=sharing)
 
 
 @functools.cache

@@ -8,8 +8,8 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 import asegnet_fast as af
+from tests.processes import WORLD, together
 from tests.tolerances import NETWORK, RELATIVE
-from tests.two_processes import WORLD, together
 
 LOSSES = {
     "dice": lambda **o: af.nn.DiceLoss(**o),

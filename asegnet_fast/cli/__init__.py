@@ -18,6 +18,7 @@ import typer
 from asegnet_fast.cli import crossval, demo, info, report
 from asegnet_fast.cli._run import PROGRAM
 from asegnet_fast.errors import InputError
+from asegnet_fast.training import distributed
 
 TRACEBACK = "ASEGNET_FAST_TRACEBACK"
 # typer brings its own copy of click or the installed one, by version; its public exception leads to either's base.
@@ -50,17 +51,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         return status if isinstance(status, int) else 0
     except UsageError as error:
-        message, status = error.format_message(), 2
+        message, status, failure = error.format_message(), 2, error
     except InputError as error:
-        message, status = str(error), 2
+        message, status, failure = str(error), 2, error
     except OSError as error:
-        message, status = f"{error.filename or 'input or output'}: {error.strerror or error}", 1
-    except (typer.Abort, KeyboardInterrupt):
-        message, status = "interrupted", 130
+        message, status, failure = (
+            f"{error.filename or 'input or output'}: {error.strerror or error}",
+            1,
+            error,
+        )
+    except (typer.Abort, KeyboardInterrupt) as error:
+        message, status, failure = "interrupted", 130, error
     except Exception as error:
         from asegnet_fast.training.loop import TrainingError
 
-        if isinstance(error, TrainingError):
+        failure = error
+        if isinstance(error, (TrainingError, distributed.PeerError)):
             message, status = str(error), 1
         elif os.environ.get(TRACEBACK):
             raise
@@ -71,5 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 f"a fault of the program: {type(error).__name__}: {error} ({where}; {TRACEBACK}=1 shows all)"
             )
             status = 1
-    print(f"{PROGRAM}: {' '.join(message.split())}", file=sys.stderr)
+    if distributed.speaks(failure):
+        who = PROGRAM if distributed.first() else f"{PROGRAM}, process {distributed.rank()}"
+        print(f"{who}: {' '.join(message.split())}", file=sys.stderr)
     return status

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import math
 from collections.abc import Callable
 from types import EllipsisType
 from typing import Annotated, Any
 
 import typer
 
+from asegnet_fast.errors import InputError
+from asegnet_fast.training.claims import STALE_SECONDS
 from asegnet_fast.training.config import CHOICES, MODELS, Settings, option
+from asegnet_fast.training.jobs import Sharing
 from asegnet_fast.training.losses import SPELLING
 
 _HELP = {
@@ -104,3 +108,53 @@ def _parameter(name: str) -> inspect.Parameter:
             typer.Option(flag, help=help, show_default=False, metavar=None if switch else metavar),
         ],
     )
+
+
+# Options of the commands whose work several processes can share. Numbers are text here, too.
+WORKERS = Annotated[
+    str,
+    typer.Option(help="Processes of this machine that share the work, GPUs dealt out in turn.", metavar="N"),
+]
+WAIT = Annotated[
+    bool,
+    typer.Option(
+        "--wait/--no-wait",
+        help="Wait for folds that others train, to take them over if they die; or end when none is free.",
+    ),
+]
+STALE = Annotated[
+    str | None,
+    typer.Option(
+        help=f"Silence after which another machine's fold is taken over. [default: {STALE_SECONDS:g}]",
+        metavar="X",
+        show_default=False,
+    ),
+]
+
+
+def read_workers(text: str) -> int:
+    """The number of `--workers`.
+
+    Raises:
+        ValueError: not a whole number from 1 to 256.
+    """
+    if not text.isdecimal() or not 1 <= len(text) <= 3 or not 1 <= int(text) <= 256:
+        raise InputError(f"--workers: expected a whole number from 1 to 256, got {text!r}")
+    return int(text)
+
+
+def read_sharing(wait: bool, stale_seconds: str | None) -> Sharing:
+    """The options `--wait` and `--stale-seconds`.
+
+    Raises:
+        ValueError: not a number of at least 1 second.
+    """
+    if stale_seconds is None:
+        return Sharing(wait)
+    try:
+        seconds = float(stale_seconds)
+    except ValueError:
+        seconds = math.nan
+    if not 1 <= seconds < math.inf:
+        raise InputError(f"--stale-seconds: expected a number of seconds >= 1, got {stale_seconds!r}")
+    return Sharing(wait, seconds)

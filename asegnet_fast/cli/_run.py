@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from asegnet_fast.errors import InputError
 from asegnet_fast.training.config import Settings
 
 if TYPE_CHECKING:
     from asegnet_fast.training.config import Row
+    from asegnet_fast.training.jobs import Sharing
     from asegnet_fast.training.progress import Reporter
 
 PROGRAM = "asegnet-fast"
@@ -40,6 +42,7 @@ def resumable(out: str, reporter: Reporter) -> Iterator[None]:
         typer.Exit: 130 after Ctrl-C, 143 after SIGTERM.
         TrainingError: a file cannot be written; one line names it.
     """
+    from asegnet_fast.training import distributed
     from asegnet_fast.training.loop import TrainingError
 
     continues = f"the same command with --resume continues {out}"
@@ -50,7 +53,8 @@ def resumable(out: str, reporter: Reporter) -> Iterator[None]:
         raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
 
     handlers: dict[int, Any] = {}
-    if threading.current_thread() is threading.main_thread():
+    # Processes that train together have agreed how to stop.
+    if threading.current_thread() is threading.main_thread() and not distributed.launched():
         handlers = {name: signal.getsignal(name) for name in (signal.SIGINT, signal.SIGTERM)}
         for name in handlers:
             signal.signal(name, stop)
@@ -68,41 +72,71 @@ def resumable(out: str, reporter: Reporter) -> Iterator[None]:
             signal.signal(name, handler)
 
 
-def run_crossval(settings: Settings, resume: bool) -> None:
+def run_crossval(settings: Settings, resume: bool, workers: int = 1, sharing: Sharing | None = None) -> None:
     """Read the data, cross-validate, and write tables and pictures.
+
+    Args:
+        settings: of the run.
+        resume: continue a run, or join those who are at it.
+        workers: processes of this machine that share the folds.
+        sharing: how to share them with other machines.
 
     Raises:
         typer.Exit: 130 when interrupted, 1 when a fold was given up.
     """
     from asegnet_fast.environment import check_backend, choose_device, keep_large_allocations, precision_note
-    from asegnet_fast.training.crossval import check_network, check_run_folder, cross_validate, run_times
-    from asegnet_fast.training.progress import Reporter
+    from asegnet_fast.training import distributed
+    from asegnet_fast.training.crossval import check_network, check_run_folder, cross_validate
 
+    if workers > 1 and distributed.launched():
+        raise InputError("--workers: expected 1 under torchrun, whose processes train together, got more")
     keep_large_allocations()
-    # What can be refused is refused before minutes of reading.
-    check_run_folder(settings, resume)
-    device = choose_device(settings.device)
-    check_backend(settings.backend, device)
-    check_network(settings)
-    with Reporter() as reporter, resumable(settings.out, reporter):
-        slices = load(settings, reporter)
-        reporter.say(f"device {device}, {settings.precision}, backend {settings.backend}")
+    with distributed.processes(), reporter_of_process() as reporter, resumable(settings.out, reporter):
+        # What can be refused is refused before minutes of reading.
+        distributed.on_first(check_run_folder, settings, resume)
+        device = distributed.everywhere(choose_device, settings.device)
+        distributed.everywhere(check_backend, settings.backend, device)
+        check_network(settings)
+        slices = distributed.everywhere(load, settings, reporter)
+        by = f", {distributed.size()} processes" if distributed.size() > 1 else ""
+        reporter.say(f"device {device}{by}, {settings.precision}, backend {settings.backend}")
         note = precision_note(settings.precision, device)
         if note:
             reporter.say(f"note: {note}")
-        summary, given_up = cross_validate(settings, slices, reporter, resume, _draw_progress)
-        write_tables(summary, Path(settings.out), reporter)
-        write_figures(summary, Path(settings.out), slices, reporter)
-        for row in run_times(Path(settings.out)):
-            share = row["outside_convolution"]
-            outside = (
-                f", {100 * share['share']:.0f} % of {share['clock']} outside convolutions" if share else ""
-            )
-            reporter.say(f"{row['folder']}: {row['seconds']:.1f} s{outside}")
+        summary, given_up = cross_validate(
+            settings, slices, reporter, resume, _draw_progress, sharing, workers
+        )
+        if summary is None:
+            reporter.say("nothing left to begin; the last process to finish a fold writes the table")
+        elif distributed.first():
+            write_results(summary, Path(settings.out), slices, reporter)
     if given_up:
-        for line in given_up:
-            print(f"{PROGRAM}: {line}", file=sys.stderr)
+        if distributed.first():
+            for line in given_up:
+                print(f"{PROGRAM}: {line}", file=sys.stderr)
         raise typer.Exit(1)
+
+
+def reporter_of_process() -> Reporter:
+    """A reporter; of several processes that train together only the first one's is heard."""
+    from rich.console import Console
+
+    from asegnet_fast.training import distributed
+    from asegnet_fast.training.progress import Reporter
+
+    return Reporter() if distributed.first() else Reporter(Console(quiet=True))
+
+
+def write_results(summary: dict[str, Any], run: Path, slices: Any, reporter: Reporter) -> None:
+    """Write a run's tables and pictures, and say how long each row took."""
+    from asegnet_fast.training.crossval import run_times
+
+    write_tables(summary, run, reporter)
+    write_figures(summary, run, slices, reporter)
+    for row in run_times(run):
+        share = row["outside_convolution"]
+        outside = f", {100 * share['share']:.0f} % of {share['clock']} outside convolutions" if share else ""
+        reporter.say(f"{row['folder']}: {row['seconds']:.1f} s{outside}")
 
 
 def load(settings: Settings, reporter: Reporter) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,16 +11,27 @@ import numpy as np
 
 from asegnet_fast.environment import check_backend, choose_device, environment
 from asegnet_fast.errors import InputError
-from asegnet_fast.files import is_temporary, read_json, remove_leftovers, write_json
+from asegnet_fast.files import create_json, is_temporary, read_json, remove_leftovers, write_json
+from asegnet_fast.training import distributed
 from asegnet_fast.training.config import Row, Settings, convert, differences
-from asegnet_fast.training.loop import Slices, TrainingError, finished_fold, fold_seconds, run_fold
+from asegnet_fast.training.jobs import (
+    Job,
+    Sharing,
+    fold_identity,
+    forget_given_up,
+    run_jobs,
+    state_of,
+    train_folds,
+    work,
+)
+from asegnet_fast.training.loop import TrainingError, finished_fold, fold_seconds
 from asegnet_fast.training.metrics import summarise, trivial
-from asegnet_fast.training.profile import outside_convolution
 from asegnet_fast.training.progress import Reporter
 from asegnet_fast.training.split import training_part
+from asegnet_fast.training.workers import run_workers
 
 if TYPE_CHECKING:
-    from asegnet_fast.data import SliceSet
+    from asegnet_fast.data import Folds, SliceSet
 
 
 def load_data(settings: Settings, progress: Callable[[int, int, str], None] | None = None) -> SliceSet:
@@ -128,14 +139,58 @@ def check_network(settings: Settings) -> None:
         )
 
 
+def prepare_run(settings: Settings, slices: SliceSet, resume: bool) -> Folds:
+    """Make a run's folder with config.json and folds.json, or find this very run in it.
+
+    Several processes may do so at the same time: one makes the run, the others then find it.
+
+    Returns:
+        The folds.
+
+    Raises:
+        ValueError: the folder holds something else, or the data cannot be split as asked.
+    """
+    from asegnet_fast.data import load_folds, make_folds, save_folds
+
+    out = Path(settings.out)
+    there = check_run_folder(settings, resume, slices.fingerprint)
+    if there and (out / "folds.json").exists():
+        folds = load_folds(out / "folds.json", slices)
+        if (folds.split, folds.k, folds.seed) != (settings.split, settings.folds, settings.seed):
+            raise InputError(f"{out / 'folds.json'}: expected this run's folds, got another split, k or seed")
+        return folds
+    folds = make_folds(slices, k=settings.folds, split=settings.split, seed=settings.seed)
+    for fold in range(folds.k):
+        training_part(settings, folds.train(fold), np.asarray(slices.groups), fold)
+    out.mkdir(parents=True, exist_ok=True)
+    config = {
+        "settings": settings.to_json(),
+        "data": {
+            "fingerprint": slices.fingerprint,
+            "slices": len(slices.images),
+            "num_classes": slices.num_classes,
+            "label_values": [int(value) for value in slices.label_values],
+            "notes": list(slices.notes),
+            "leak_percent": folds.leak_percent,
+        },
+        "environment": environment(choose_device(settings.device)),
+    }
+    if not create_json(out / "config.json", config):  # another process was faster
+        check_run_folder(settings, resume, slices.fingerprint)
+    save_folds(out / "folds.json", folds, slices)
+    return folds
+
+
 def cross_validate(
     settings: Settings,
     slices: SliceSet,
     reporter: Reporter,
     resume: bool = False,
     after_fold: Callable[[Path, Row], None] | None = None,
-) -> tuple[dict[str, Any], list[str]]:
-    """Train and measure every row on every fold.
+    sharing: Sharing | None = None,
+    workers: int = 1,
+) -> tuple[dict[str, Any] | None, list[str]]:
+    """Train and measure every row on every fold, perhaps together with other processes that do the same.
 
     A fold whose loss stops being finite is given up and named; the others go on.
 
@@ -143,50 +198,28 @@ def cross_validate(
         settings: of the run.
         slices: the data that `load_data(settings)` read.
         reporter: shows progress.
-        resume: continue the run in `settings.out`: finished folds are kept, the others go on from their
-            last checkpoint.
-        after_fold: called with each finished fold's folder and row, those kept from before among them.
+        resume: continue the run in `settings.out`, or help others who are at it: finished folds are kept, the others
+            go on from their last checkpoint, and folds that another process trains are left to it.
+        after_fold: called with each finished fold's folder and row, those kept from before among them; with `workers`
+            it is a module's function.
+        sharing: how to share the folds with other processes.
+        workers: train in so many processes of this machine; 1: in this one.
 
     Returns:
-        (the content of summary.json, one line for each fold that was given up).
+        (the content of summary.json, or None where `sharing` does not wait and others still train;
+        one line for each fold that was given up).
 
     Raises:
         ValueError: the folder holds something else, or the data cannot be split as asked.
         TrainingError: every fold was given up.
     """
-    import torch
-
-    import asegnet_fast as af
-    from asegnet_fast.data import load_folds, make_folds, save_folds
-
-    out = Path(settings.out)
-    device = choose_device(settings.device)
-    check_backend(settings.backend, device)
+    sharing = sharing or Sharing()
+    check_backend(settings.backend, choose_device(settings.device))
     check_network(settings)
-    there = check_run_folder(settings, resume, slices.fingerprint)
-    if there and (out / "folds.json").exists():
-        folds = load_folds(out / "folds.json", slices)
-        if (folds.split, folds.k, folds.seed) != (settings.split, settings.folds, settings.seed):
-            raise InputError(f"{out / 'folds.json'}: expected this run's folds, got another split, k or seed")
-    else:
-        folds = make_folds(slices, k=settings.folds, split=settings.split, seed=settings.seed)
-        for fold in range(folds.k):
-            training_part(settings, folds.train(fold), np.asarray(slices.groups), fold)
-        out.mkdir(parents=True, exist_ok=True)
-        config = {
-            "settings": settings.to_json(),
-            "data": {
-                "fingerprint": slices.fingerprint,
-                "slices": len(slices.images),
-                "num_classes": slices.num_classes,
-                "label_values": [int(value) for value in slices.label_values],
-                "notes": list(slices.notes),
-                "leak_percent": folds.leak_percent,
-            },
-            "environment": environment(device),
-        }
-        write_json(out / "config.json", config)
-        save_folds(out / "folds.json", folds, slices)
+    distributed.everywhere(_check_same_data, distributed.on_first(lambda: slices.fingerprint), slices)
+    folds = distributed.on_first(prepare_run, settings, slices, resume)
+    jobs = run_jobs(settings, slices.fingerprint)
+    distributed.on_first(forget_given_up, [job.folder for job in jobs])
 
     leaky = "leaky" if settings.split == "slice" else "groups stay whole"
     groups = len(np.unique(np.asarray(slices.groups)))
@@ -194,50 +227,32 @@ def cross_validate(
         f"{len(slices.images)} slices in {groups} groups; split by {settings.split} ({leaky}); "
         f"{folds.leak_percent:.1f} % of the test slices have a neighbour in training"
     )
+    if after_fold is not None and distributed.first():
+        for job in jobs:
+            if job.is_finished():
+                after_fold(job.folder, job.row)
+    if workers > 1:
+        run_workers(workers, reporter, work, settings, slices, folds, after_fold, sharing)
+    else:
+        train_folds(settings, slices, folds, reporter, after_fold, sharing)
+    return distributed.on_first(_conclude, Path(settings.out), jobs, sharing)
 
-    on_device = Slices(
-        images=torch.from_numpy(np.ascontiguousarray(slices.images)).to(device),
-        masks=torch.from_numpy(np.ascontiguousarray(slices.masks)).to(device),
-        groups=np.asarray(slices.groups),
-        num_classes=slices.num_classes,
-    )
-    given_up: list[str] = []
-    rows = settings.rows()
-    with af.use_backend(settings.backend):
-        for r, row in enumerate(rows):
-            for fold in range(settings.folds):
-                folder = out / row.folder / f"fold{fold}"
-                reporter.folds(r * settings.folds + fold, len(rows) * settings.folds, row.folder, fold)
-                identity = fold_identity(settings, slices.fingerprint, row, fold)
-                if there and finished_fold(folder, identity) is not None:
-                    if after_fold is not None:
-                        after_fold(folder, row)
-                    continue
-                split = np.asarray(folds.train(fold)), np.asarray(folds.test_indices(fold))
-                folder.mkdir(parents=True, exist_ok=True)
-                try:
-                    metrics = run_fold(settings, row, fold, split, on_device, folder, identity, reporter)
-                except TrainingError as error:
-                    given_up.append(str(error))
-                    reporter.say(f"given up: {error}")
-                    continue
-                reporter.say(
-                    f"{row.folder}/fold{fold}  Dice {metrics['dice']['pooled']:.4f}  "
-                    f"{metrics['epochs']} epochs in {fold_seconds(folder):.1f} s"
-                )
-                if after_fold is not None:
-                    after_fold(folder, row)
-            if settings.profile:
-                share = outside_convolution(settings, row, on_device, np.asarray(folds.train(0)))
-                write_json(out / row.folder / "profile.json", share)
-    if given_up and not any(out.glob("*/fold*/metrics.json")):
+
+def _check_same_data(fingerprint: str, slices: SliceSet) -> None:
+    if slices.fingerprint != fingerprint:
+        raise InputError("--data: expected the same slices on every machine, got others")
+
+
+def _conclude(out: Path, jobs: Sequence[Job], sharing: Sharing) -> tuple[dict[str, Any] | None, list[str]]:
+    """What `cross_validate` returns, once this process has nothing left to do."""
+    remaining, given_up = state_of(jobs)
+    if remaining and sharing.wait:
+        raise TrainingError(f"{remaining} folds are not finished; the same command with --resume continues")
+    if remaining:
+        return None, given_up
+    if len(given_up) == len(jobs):
         raise TrainingError(f"no fold finished; {given_up[0]}")
     return summarise_run(out), given_up
-
-
-def fold_identity(settings: Settings, fingerprint: str, row: Row, fold: int) -> dict[str, Any]:
-    """What a fold's files carry, so that they are never taken for another run's."""
-    return {"run": settings.run_key(), "data": fingerprint, "row": row.folder, "fold": fold}
 
 
 def summarise_run(run: Path) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from asegnet_fast.environment import deterministic
 from asegnet_fast.errors import InputError
 from asegnet_fast.evaluation.overlap import dice, pixel_counts
 from asegnet_fast.files import read_csv, read_json, remove_leftovers, write_csv, write_json
+from asegnet_fast.training import distributed
 from asegnet_fast.training.config import Row, Settings
 from asegnet_fast.training.metrics import summarise
 from asegnet_fast.training.progress import Reporter
@@ -74,12 +76,13 @@ def evaluate(
 ) -> np.ndarray:
     """Counts [len(indices), lesion classes, 4] of the network on the slices at `indices`."""
     network.eval()
+    indices = distributed.share(indices)
     counts = [torch.zeros(0, slices.num_classes - 1, 4, dtype=torch.int64, device=slices.images.device)]
     for start in range(0, len(indices), settings.batch_size):
         batch = torch.from_numpy(indices[start : start + settings.batch_size]).to(slices.images.device)
         labels = predict_labels(network, slices.images[batch], normalisation, settings.precision)
         counts.append(pixel_counts(labels, slices.masks[batch], slices.num_classes))
-    return torch.cat(counts).cpu().numpy()
+    return distributed.gather(torch.cat(counts).cpu().numpy())
 
 
 def training_step(
@@ -148,6 +151,7 @@ def run_fold(
     folder: Path,
     identity: dict[str, Any],
     reporter: Reporter,
+    go_on: Callable[[], None] = distributed.stop_together,
 ) -> dict[str, Any]:
     """Train one row on one fold, or go on where its checkpoint stands, and measure it on the test slices.
 
@@ -164,6 +168,7 @@ def run_fold(
             an inner validation set; checkpoint_previous.pt while it trains.
         identity: run, data, row and fold; kept in the files, and a checkpoint with another one is refused.
         reporter: shows progress.
+        go_on: called after every step; raises what is to end the training there.
 
     Returns:
         The content of metrics.json.
@@ -195,7 +200,7 @@ def run_fold(
             normalisation_of(slices.images[torch.from_numpy(train).to(device)]),
             {"order": order},
         )
-        loss_of = row.loss.function()
+        loss_of = distributed.common_loss(row.loss.function())
         counts: np.ndarray | None = None
         origin = {
             "model": row.model,
@@ -205,8 +210,9 @@ def run_fold(
         }
 
         # 3. Go on where a checkpoint stands.
-        remove_leftovers(folder)
-        found, damaged = latest(folder, identity)
+        if distributed.first():
+            remove_leftovers(folder)
+        found, damaged = distributed.on_first(latest, folder, identity)
         if damaged is not None:
             reporter.say(f"note: {damaged}")
         if found is not None:
@@ -215,6 +221,7 @@ def run_fold(
         del found
 
         # 4. Epochs.
+        in_training = distributed.parallel(network)
         saved = time.monotonic()
         reporter.epochs(state.epoch, settings.epochs, state.history[-1] if state.history else None, name)
         while state.epoch < settings.epochs and not state.stopped_early(settings.early_stopping):
@@ -226,9 +233,11 @@ def run_fold(
             permutation = torch.from_numpy(train)[torch.randperm(len(train), generator=order)].to(device)
             for step in range(steps):
                 batch = permutation[step * settings.batch_size : (step + 1) * settings.batch_size]
+                batch = distributed.share(batch)
                 losses[step] = training_step(
-                    network, loss_of, optimiser, slices, batch, state.normalisation, settings.precision
+                    in_training, loss_of, optimiser, slices, batch, state.normalisation, settings.precision
                 )
+                go_on()
                 reporter.step(step + 1, steps, losses[step], lr)
             losses = losses.cpu()
             if not losses.isfinite().all():
@@ -252,16 +261,19 @@ def run_fold(
 
             if len(inner) and record["inner_dice"] > state.best["dice"]:
                 state.best = {"epoch": epoch, "dice": record["inner_dice"]}
-                write_checkpoint(folder / BEST, origin | state.weights())
+                if distributed.first():
+                    write_checkpoint(folder / BEST, origin | state.weights())
             ends = epoch == settings.epochs or state.stopped_early(settings.early_stopping)
-            if ends or time.monotonic() - saved >= settings.checkpoint_seconds:
+            due = ends or time.monotonic() - saved >= settings.checkpoint_seconds
+            if due and distributed.first():
                 save(folder, origin | state.everything())
                 write_csv(folder / "history.csv", state.history)
                 saved = time.monotonic()
 
     # 5. Metrics of the last epoch, or of the best.
     if settings.tested_epoch == "best":
-        network.load_state_dict(own_checkpoint(folder / BEST, identity)["state_dict"])
+        best = distributed.on_first(own_checkpoint, folder / BEST, identity)
+        network.load_state_dict(best["state_dict"])
         counts = None
     if counts is None:  # also where it was stopped between the last checkpoint and this point
         counts = evaluate(network, slices, test, state.normalisation, settings)
@@ -276,9 +288,10 @@ def run_fold(
         "count_names": ["tp", "fp", "fn", "tn"],
         "counts": counts.tolist(),
     }
-    write_csv(folder / "history.csv", state.history)
-    write_json(folder / "metrics.json", metrics)
-    (folder / PREVIOUS).unlink(missing_ok=True)  # of a finished fold one is enough
+    if distributed.first():
+        write_csv(folder / "history.csv", state.history)
+        write_json(folder / "metrics.json", metrics)
+        (folder / PREVIOUS).unlink(missing_ok=True)  # of a finished fold one is enough
     return metrics
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import TYPE_CHECKING
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING
 from asegnet_fast.errors import InputError
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import nn
 
 # Kind -> the parameters that follow it after colons.
 PARAMETERS = {
@@ -76,19 +75,16 @@ class Loss:
             for name in PARAMETERS[self.kind]
         )
 
-    def function(self) -> Callable[[Tensor, Tensor], Tensor]:
-        """The loss as a function of logits [N, C, H, W] and integer labels [N, H, W]."""
-        import asegnet_fast as af
+    def function(self) -> nn.Module:
+        """The loss as a module of logits [N, C, H, W] and integer labels [N, H, W]."""
+        from asegnet_fast import nn
 
         if self.kind == "ce":
-            return af.cross_entropy_loss
+            return nn.CrossEntropyLoss()
         if self.kind == "gdl":
-            return af.generalized_dice_loss
+            return nn.GeneralizedDiceLoss()
         if self.kind in ("dl", "dl-literal"):
-            variant = "soft" if self.kind == "dl" else "literal"
-            return lambda logits, target: af.dice_loss(logits, target, variant=variant)
+            return nn.DiceLoss(variant="soft" if self.kind == "dl" else "literal")
         if self.kind == "tl":
-            return lambda logits, target: af.tversky_loss(logits, target, alpha=self.alpha, beta=self.beta)
-        return lambda logits, target: af.focal_tversky_loss(
-            logits, target, alpha=self.alpha, beta=self.beta, gamma=self.gamma
-        )
+            return nn.TverskyLoss(self.alpha, self.beta)
+        return nn.FocalTverskyLoss(self.alpha, self.beta, self.gamma)

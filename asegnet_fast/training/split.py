@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from asegnet_fast.errors import InputError
+from asegnet_fast.training import distributed
 from asegnet_fast.training.config import Settings
 
 
@@ -69,6 +70,11 @@ def training_part(
     if len(train) < settings.batch_size:
         raise InputError(
             f"--batch-size: expected at most {len(train)}, the training slices of fold {fold}, "
+            f"got {settings.batch_size}"
+        )
+    if settings.batch_size < distributed.size():
+        raise InputError(
+            f"--batch-size: expected at least {distributed.size()}, a slice for each process, "
             f"got {settings.batch_size}"
         )
     return train, inner
