@@ -267,6 +267,14 @@ def test_every_loss_trains(tmp_path, loss):
     assert given_up == [] and summary["rows"][0]["loss"] == loss.partition(":")[0]
 
 
+def test_dense_sections_train(tmp_path):
+    summary, given_up = run(tmp_path, models=("a_segnet",), losses=("dl",), epochs=1, block="dense", growth=4)
+    assert given_up == [] and len(summary["rows"]) == 1
+    content = read_checkpoint(tmp_path / "a_segnet--dl" / "fold0" / "checkpoint_last.pt")
+    assert content["network"]["block"] == "dense"
+    assert load_network(content).decoders[0][-1].conv.kernel_size == (1, 1)
+
+
 def test_training_learns(tmp_path):
     run(tmp_path, models=("segnet",), losses=("ce",), epochs=12, precision="bf16")
     with open(tmp_path / "segnet--ce" / "fold0" / "history.csv", newline="") as stream:

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import asegnet_fast as af
-from asegnet_fast.models import ASegNet, SegNet
+from asegnet_fast.models import PRESETS, ASegNet, SegNet
 from tests.tolerances import HALF_FACTOR, NETWORK
 
 SMALL = {"in_channels": 2, "num_classes": 3, "widths": (6, 8, 10), "convs": (2, 1, 3)}
@@ -19,10 +19,10 @@ SMALL = {"in_channels": 2, "num_classes": 3, "widths": (6, 8, 10), "convs": (2, 
 
 
 class PlainBlock(nn.Module):
-    def __init__(self, source, to, relu):
+    def __init__(self, source, to, relu, kernel_size=3):
         super().__init__()
         self.conv, self.bn, self.relu = (
-            nn.Conv2d(source, to, 3, padding=1, bias=False),
+            nn.Conv2d(source, to, kernel_size, padding=kernel_size // 2, bias=False),
             nn.BatchNorm2d(to),
             relu,
         )
@@ -30,6 +30,16 @@ class PlainBlock(nn.Module):
     def forward(self, x):
         x = self.bn(self.conv(x))
         return F.relu(x) if self.relu else x
+
+
+class PlainDense(nn.ModuleList):
+    """Layers that see all maps before them, then one that takes all of them."""
+
+    def forward(self, x):
+        maps = [x]
+        for layer in self[:-1]:
+            maps.append(layer(torch.cat(maps, 1)))
+        return self[-1](torch.cat(maps, 1))
 
 
 class PlainGate(nn.Module):
@@ -48,6 +58,12 @@ class PlainGate(nn.Module):
         return alpha * x, alpha
 
 
+def dense_layers(source, count, growth, relu):
+    """The layers of a dense section, and how many maps they and its input are."""
+    layers = PlainDense(PlainBlock(source + j * growth, growth, relu) for j in range(count))
+    return layers, source + count * growth
+
+
 class PlainNetwork(nn.Module):
     """Either network: a SegNet without `join`."""
 
@@ -62,6 +78,8 @@ class PlainNetwork(nn.Module):
         join=None,
         gate_mode="additive",
         gate_upsample="bilinear",
+        block="plain",
+        growth=16,
     ):
         super().__init__()
         self.join = join
@@ -70,21 +88,28 @@ class PlainNetwork(nn.Module):
             self.gates = nn.ModuleList(PlainGate(w, gate_mode, gate_upsample) for w in widths)
         for k, (width, count) in enumerate(zip(widths, convs, strict=True)):
             source = in_channels if k == 0 else widths[k - 1]
-            self.encoders.append(nn.Sequential())
-            for j in range(count):
-                self.encoders[k].append(PlainBlock(source if j == 0 else width, width, True))
-            self.decoders.append(nn.Sequential())
-            for j in range(count):
-                source = 2 * width if j == 0 and join == "concat" else width
-                if j < count - 1:
-                    block = PlainBlock(source, width, decoder_relu)
-                elif k > 0:
-                    block = PlainBlock(source, widths[k - 1], decoder_relu)
-                elif final_relu:
-                    block = PlainBlock(source, num_classes, True)
-                else:
-                    block = nn.Conv2d(source, num_classes, 3, padding=1)
-                self.decoders[k].append(block)
+            joined = 2 * width if join == "concat" else width
+            if block == "dense":
+                encoder, at = dense_layers(source, count, growth, True)
+                encoder.append(PlainBlock(at, width, True, 1))
+                decoder, at = dense_layers(joined, count, growth, decoder_relu)
+                size = 1
+            else:
+                encoder = nn.Sequential(
+                    *(PlainBlock(width if j else source, width, True) for j in range(count))
+                )
+                decoder = nn.Sequential(
+                    *(PlainBlock(width if j else joined, width, decoder_relu) for j in range(count - 1))
+                )
+                at, size = joined if count == 1 else width, 3
+            if k > 0:
+                decoder.append(PlainBlock(at, widths[k - 1], decoder_relu, size))
+            elif final_relu:
+                decoder.append(PlainBlock(at, num_classes, True, size))
+            else:
+                decoder.append(nn.Conv2d(at, num_classes, size, padding=size // 2))
+            self.encoders.append(encoder)
+            self.decoders.append(decoder)
 
     def forward(self, x):
         """Logits, and the gates' coefficients, finest first."""
@@ -159,6 +184,15 @@ NETWORKS = {
     "add": {"join": "add"},
     "add-multiplicative": {"join": "add", "gate_mode": "multiplicative"},
     "add-nearest": {"join": "add", "gate_upsample": "nearest"},
+    "dense": {"block": "dense", "growth": 5},
+    "dense-concat-final-relu": {"join": "concat", "block": "dense", "growth": 4, "final_relu": True},
+    "dense-add-depth-1-no-decoder-relu": {
+        "join": "add",
+        "block": "dense",
+        "widths": (6,),
+        "convs": (1,),
+        "decoder_relu": False,
+    },
 }
 
 
@@ -182,7 +216,7 @@ def test_as_plain_pytorch(options, size, dtype, training):
     assert_near(net.state_dict(), plain.state_dict(), NETWORK[dtype])
 
 
-@pytest.mark.parametrize("case", ["segnet", "concat", "add-multiplicative"])
+@pytest.mark.parametrize("case", ["segnet", "concat", "add-multiplicative", "dense-concat-final-relu"])
 def test_state_dict_serves_every_backend(case):
     net = make(NETWORKS[case])
     x = torch.randn(2, SMALL["in_channels"], 19, 26)
@@ -193,7 +227,7 @@ def test_state_dict_serves_every_backend(case):
     assert_near(run_and_differentiate(net, x), expected, NETWORK[torch.float32])
 
 
-@pytest.mark.parametrize("case", ["segnet", "concat", "segnet-final-relu"])
+@pytest.mark.parametrize("case", ["segnet", "concat", "segnet-final-relu", "dense-concat-final-relu"])
 def test_state_dict_has_the_keys_of_plain_pytorch(case):
     # The twin's blocks are torch's own: `conv`, `bn`. Checkpoints from before batch normalisation was fused have these.
     net, plain = make(NETWORKS[case]), PlainNetwork(**{**SMALL, **NETWORKS[case]})
@@ -253,8 +287,26 @@ def test_parameter_counts(preset, with_norm, without):
         assert count(ASegNet(preset=preset)) == without + gates + sum(9 * c * c for c in widths)
 
 
-def test_starting_weights():
-    net = ASegNet(preset="matlab64")
+@pytest.mark.parametrize("preset, count", [("vgg16", 2_051_684), ("matlab64", 242_468)])
+def test_parameter_counts_of_dense_sections(preset, count):
+    with torch.device("meta"):
+        net = SegNet(preset=preset, final_relu=True, block="dense")
+        assert sum(p.numel() for p in net.parameters()) == count
+        widths, convs = PRESETS[preset]
+        growth, total = 16, 0
+        for k, (width, layers) in enumerate(zip(widths, convs, strict=True)):
+            for source, to in (
+                (1 if k == 0 else widths[k - 1], width),
+                (width, 2 if k == 0 else widths[k - 1]),
+            ):
+                total += sum(9 * (source + j * growth) * growth + 2 * growth for j in range(layers))
+                total += (source + layers * growth) * to + 2 * to
+        assert total == count
+
+
+@pytest.mark.parametrize("block", ["plain", "dense"])
+def test_starting_weights(block):
+    net = ASegNet(preset="matlab64", block=block)
     for module in net.modules():
         if isinstance(module, nn.Conv2d) and module.kernel_size == (3, 3):
             he = (2 / (9 * module.in_channels)) ** 0.5
@@ -265,9 +317,10 @@ def test_starting_weights():
             assert (module.weight == 1).all() and not module.bias.any()
 
 
+@pytest.mark.parametrize("block", ["plain", "dense"])
 @pytest.mark.parametrize("network", [SegNet, ASegNet])
-def test_smallest_input(network):
-    net = network(**SMALL)
+def test_smallest_input(network, block):
+    net = network(**SMALL, block=block)
     assert net(torch.randn(1, 2, 8, 8)).shape == (1, 3, 8, 8)
     for size in ((7, 8), (8, 7)):
         with pytest.raises(
@@ -311,9 +364,17 @@ def test_copies(case):
         assert torch.equal(twin(x), expected)
 
 
-@pytest.mark.parametrize("network", [SegNet, ASegNet])
-def test_compile(network):
-    net = make({"join": "concat"} if network is ASegNet else {}, widths=(4, 6), convs=(1, 1))
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"join": "concat"},
+        pytest.param({"join": "concat", "block": "dense"}, marks=pytest.mark.extended),
+    ],
+    ids=str,
+)
+def test_compile(options):
+    net = make(options, widths=(4, 6), convs=(1, 1))
     compiled = torch.compile(copy.deepcopy(net), fullgraph=True, backend="aot_eager")
     x = torch.randn(2, 2, 9, 10)
     outputs = [n(x) for n in (net, compiled)]
@@ -341,11 +402,12 @@ class _Conversions(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
+@pytest.mark.parametrize("block", ["plain", "dense"])
 @pytest.mark.parametrize("network", [SegNet, ASegNet])
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=str)
-def test_memory_format_is_kept(network, memory_format):
+def test_memory_format_is_kept(network, memory_format, block):
     # One input channel, as CT has: the strides of such a map do not tell its format.
-    net = network(**{**SMALL, "in_channels": 1}).to(memory_format=memory_format)
+    net = network(**{**SMALL, "in_channels": 1}, block=block).to(memory_format=memory_format)
     wrong = []
 
     def look(name):
@@ -393,6 +455,8 @@ WRONG = [
     ({"widths": (8, 0, 8)}, ValueError, r"widths\[1\]: expected an integer of at least 1, got 0"),
     ({"convs": (2, 2.5, 2)}, TypeError, r"convs\[1\]: expected an integer, got 2.5"),
     ({"convs": (2, 2)}, ValueError, r"convs: expected as many entries as widths has \(3;.*got \(2, 2\)"),
+    ({"block": "residual"}, ValueError, "block: expected 'plain' or 'dense', got 'residual'"),
+    ({"block": "dense", "growth": 0}, ValueError, "growth: expected an integer of at least 1, got 0"),
     ({"widths": (4, 4), "convs": None}, ValueError, "convs: expected as many entries .*preset 'vgg16'"),
 ]
 WRONG_GATES = [

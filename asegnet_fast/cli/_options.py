@@ -25,6 +25,8 @@ _HELP = {
     "preset": "Widths and depth of both networks.",
     "widths": "Own channels of each section, e.g. 16,32,64.",
     "convs": "Own number of convolutions of each section, e.g. 2,2,3.",
+    "block": "Convolutions one after the other, or each taking all maps before it (DenseNet).",
+    "growth": "Channels that each convolution of a dense section adds.",
     "decoder_relu": "ReLU in the decoders (default) or none.",
     "final_relu": "Batch normalisation and ReLU on the logits, as in MATLAB's SegNet (default), or none.",
     "join": "How A-SegNet joins the gate's output.",

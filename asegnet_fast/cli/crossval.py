@@ -21,6 +21,8 @@ from asegnet_fast.training.config import read_settings
     "preset",
     "widths",
     "convs",
+    "block",
+    "growth",
     "decoder_relu",
     "final_relu",
     "join",

@@ -7,7 +7,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from asegnet_fast.models.blocks import check_input, choose_layout, make_decoders, make_encoders, positive
+from asegnet_fast.models.blocks import (
+    check_input,
+    choose_layout,
+    growth_of,
+    make_decoders,
+    make_encoders,
+    positive,
+)
 from asegnet_fast.nn import AttentionGate, MaxPool2d, MaxUnpool2d
 from asegnet_fast.ops._checks import check_choice
 
@@ -23,7 +30,7 @@ class ASegNet(nn.Module):
     g_k and the gated x_k together. All else is as in `SegNet`, and the gates start as `AttentionGate` says.
 
     Args:
-        in_channels, num_classes, preset, widths, convs, decoder_relu, final_relu: as `SegNet`.
+        in_channels, num_classes, preset, widths, convs, decoder_relu, final_relu, block, growth: as `SegNet`.
         join: "concat" ([unpooled, gated] side by side) or "add" (their sum).
         gate_mode: "additive" or "multiplicative", as `asegnet_fast.nn.AttentionGate`.
         gate_upsample: "bilinear" or "nearest", how a gate brings g_k to x_k's size.
@@ -35,7 +42,7 @@ class ASegNet(nn.Module):
     Raises:
         TypeError, ValueError: for arguments or an input of another kind or size.
 
-    Source: Budak et al. 2021, Eq. 1 and 2.
+    Source: Budak et al. 2021, Eq. 1 and 2; dense sections with gates are what it names as future work.
     """
 
     def __init__(
@@ -51,6 +58,8 @@ class ASegNet(nn.Module):
         gate_mode: str = "additive",
         gate_upsample: str = "bilinear",
         gate_channels: int | None = None,
+        block: str = "plain",
+        growth: int = 16,
     ) -> None:
         super().__init__()
         layout = choose_layout(preset, widths, convs)
@@ -58,7 +67,8 @@ class ASegNet(nn.Module):
         if gate_channels is not None:
             positive("gate_channels", gate_channels)
         self.join = join
-        self.encoders = make_encoders(positive("in_channels", in_channels), layout)
+        added = growth_of(block, growth)
+        self.encoders = make_encoders(positive("in_channels", in_channels), layout, added)
         self.gates = nn.ModuleList(
             AttentionGate(width, width, gate_channels, mode=gate_mode, upsample=gate_upsample)
             for width in layout.widths
@@ -69,6 +79,7 @@ class ASegNet(nn.Module):
             2 if join == "concat" else 1,
             decoder_relu,
             final_relu,
+            added,
         )
         self.pool = MaxPool2d(2, return_indices=True)
         self.unpool = MaxUnpool2d(2)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -31,6 +31,9 @@ PRESETS = {
     "vgg16": Layout(widths=(64, 128, 256, 512, 512), convs=(2, 2, 3, 3, 3)),
     "matlab64": Layout(widths=(64,) * 5, convs=(2,) * 5),
 }
+
+#: How the convolutions of a section follow each other.
+BLOCKS = ("plain", "dense")
 
 
 def positive(name: str, value: object) -> int:
@@ -66,22 +69,25 @@ def _one_per_section(name: str, values: object) -> tuple[int, ...]:
 
 
 class ConvBNReLU(nn.Module):
-    """A 3x3 convolution (padding 1, no bias: batch normalisation would undo it), batch normalisation, ReLU.
+    """A convolution that keeps the size (no bias: batch normalisation would undo it), batch normalisation, ReLU.
 
-    Weights are drawn as He et al. 2015 have it, from a normal distribution of variance 2 / (9 in_channels);
-    batch normalisation starts as scale 1, offset 0.
+    Weights are drawn as He et al. 2015 have it, from a normal distribution of variance 2 / (9 in_channels), 9 being
+    the kernel's pixels; batch normalisation starts as scale 1, offset 0.
 
     Args:
         in_channels, out_channels: channels in and out.
         relu: False leaves the ReLU out.
+        kernel_size: 3 or 1.
 
     Shape: [N, in_channels, H, W] -> [N, out_channels, H, W]; with `pool`, its result (pooled, positions), and with
         `return_full` also the map before it: (y, pooled, positions).
     """
 
-    def __init__(self, in_channels: int, out_channels: int, relu: bool = True) -> None:
+    def __init__(self, in_channels: int, out_channels: int, relu: bool = True, kernel_size: int = 3) -> None:
         super().__init__()
-        self.conv = he_normal(nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False))
+        self.conv = he_normal(
+            nn.Conv2d(in_channels, out_channels, kernel_size, padding=kernel_size // 2, bias=False)
+        )
         self.bn = BatchNormReLU2d(out_channels, relu=relu)
         # For the day that `bn` is replaced by a batch normalisation without ReLU, as SyncBatchNorm is.
         self.relu = nn.ReLU(inplace=True) if relu else nn.Identity()
@@ -99,10 +105,10 @@ class ConvBNReLU(nn.Module):
         return (y, *pool(y)) if return_full else pool(y)
 
 
-class Encoder(nn.Sequential):
-    """Convolutions to one width, the last of which pools its result in the same pass.
+class Section(nn.Sequential):
+    """Convolutions one after the other, the last of which pools its result in the same pass where it is asked to.
 
-    Shape: x [N, in_channels, H, W] -> as the last `ConvBNReLU`.
+    Shape: x [N, C, H, W] -> as the last module, a `ConvBNReLU` where there is a `pool`.
     """
 
     def forward(
@@ -110,8 +116,31 @@ class Encoder(nn.Sequential):
     ) -> Tensor | tuple[Tensor, ...]:
         *blocks, last = self
         for block in blocks:
-            x = block(x)
-        return last(x, pool, return_full)
+            x = self.step(x, block(x))
+        return last(x) if pool is None else last(x, pool, return_full)
+
+    @staticmethod
+    def step(x: Tensor, y: Tensor) -> Tensor:
+        """What follows a block that took `x` and made `y`."""
+        return y
+
+
+class DenseSection(Section):
+    """Convolutions that each take all maps before them side by side; a 1x1 convolution brings these to one width.
+
+    Each map is normalised once, after its convolution, where BatchNorm and ReLU run as one op; Huang et al. 2017
+    normalise the joined maps before each convolution.
+
+    Source: Huang et al. 2017; Jegou et al. 2017 for segmentation.
+    """
+
+    @staticmethod
+    def step(x: Tensor, y: Tensor) -> Tensor:
+        """[x, y]."""
+        if x.shape[1] == 1 and not y.is_contiguous():
+            # The strides of one channel do not tell its format, and the joined maps would leave channels_last.
+            x = x.reshape(x.shape[0], *x.shape[2:], 1).permute(0, 3, 1, 2)
+        return torch.cat((x, y), 1)
 
 
 def he_normal(conv: nn.Conv2d) -> nn.Conv2d:
@@ -122,36 +151,65 @@ def he_normal(conv: nn.Conv2d) -> nn.Conv2d:
     return conv
 
 
-def make_encoders(in_channels: int, layout: Layout) -> nn.ModuleList:
-    """Encoder k: `convs[k]` convolutions to `widths[k]` channels."""
+def make_section(
+    source: int, width: int, count: int, relu: bool, growth: int | None, last: Callable[[int, int], nn.Module]
+) -> Section:
+    """A section of an encoder or a decoder.
+
+    Args:
+        source: channels that come in.
+        width: channels inside a plain section.
+        count: plain: the number of convolutions, the last one included; dense: of those before the 1x1 convolution.
+        relu: whether those before the last have a ReLU.
+        growth: channels that each convolution of a dense section adds; None: a plain section.
+        last: makes the section's last module from the channels it takes and its kernel size.
+    """
+    if growth is None:
+        sources = (source, *(width,) * (count - 1))
+        return Section(*(ConvBNReLU(s, width, relu) for s in sources[:-1]), last(sources[-1], 3))
+    layers = (ConvBNReLU(source + j * growth, growth, relu) for j in range(count))
+    return DenseSection(*layers, last(source + count * growth, 1))
+
+
+def make_encoders(in_channels: int, layout: Layout, growth: int | None) -> nn.ModuleList:
+    """Encoder k: a section of `convs[k]` convolutions that ends in `widths[k]` channels."""
     encoders = nn.ModuleList()
     for width, count in zip(*layout, strict=True):
-        sources = (in_channels, *(width,) * (count - 1))
-        encoders.append(Encoder(*(ConvBNReLU(source, width) for source in sources)))
+
+        def last(source: int, kernel_size: int, width: int = width) -> nn.Module:
+            return ConvBNReLU(source, width, kernel_size=kernel_size)
+
+        encoders.append(make_section(in_channels, width, count, True, growth, last))
         in_channels = width
     return encoders
 
 
 def make_decoders(
-    num_classes: int, layout: Layout, joined: int, decoder_relu: bool, final_relu: bool
+    num_classes: int, layout: Layout, joined: int, decoder_relu: bool, final_relu: bool, growth: int | None
 ) -> nn.ModuleList:
-    """Decoder k: `convs[k]` convolutions from `joined` maps of `widths[k]` channels to `widths[k - 1]`.
+    """Decoder k: a section from `joined` maps of `widths[k]` channels to `widths[k - 1]`.
 
     The last convolution of decoder 0 makes the logits: with batch normalisation and ReLU if `final_relu`,
     else a plain convolution with bias.
     """
     decoders = nn.ModuleList()
     for k, (width, count) in enumerate(zip(*layout, strict=True)):
-        *sources, last = (joined * width, *(width,) * (count - 1))
-        blocks = [ConvBNReLU(source, width, decoder_relu) for source in sources]
-        if k > 0:
-            blocks.append(ConvBNReLU(last, layout.widths[k - 1], decoder_relu))
-        elif final_relu:
-            blocks.append(ConvBNReLU(last, num_classes))
-        else:
-            blocks.append(he_normal(nn.Conv2d(last, num_classes, 3, padding=1)))
-        decoders.append(nn.Sequential(*blocks))
+
+        def last(source: int, kernel_size: int, k: int = k) -> nn.Module:
+            if k > 0:
+                return ConvBNReLU(source, layout.widths[k - 1], decoder_relu, kernel_size)
+            if final_relu:
+                return ConvBNReLU(source, num_classes, kernel_size=kernel_size)
+            return he_normal(nn.Conv2d(source, num_classes, kernel_size, padding=kernel_size // 2))
+
+        decoders.append(make_section(joined * width, width, count, decoder_relu, growth, last))
     return decoders
+
+
+def growth_of(block: str, growth: int) -> int | None:
+    """The channels that each convolution of a dense section adds; None for plain sections."""
+    check_choice("block", block, BLOCKS)
+    return positive("growth", growth) if block == "dense" else None
 
 
 def check_input(x: object, encoders: nn.ModuleList) -> None:

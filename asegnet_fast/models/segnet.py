@@ -6,7 +6,14 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from asegnet_fast.models.blocks import check_input, choose_layout, make_decoders, make_encoders, positive
+from asegnet_fast.models.blocks import (
+    check_input,
+    choose_layout,
+    growth_of,
+    make_decoders,
+    make_encoders,
+    positive,
+)
 from asegnet_fast.nn import MaxPool2d, MaxUnpool2d
 
 
@@ -21,15 +28,23 @@ class SegNet(nn.Module):
     one included) "vgg16" has 29,435,076 parameters and "matlab64" 667,716; with `final_relu=False` 2 fewer
     (the last convolution has a bias for each class instead of a scale and an offset).
 
+    With `block="dense"` a section's convolutions make `growth` channels each and take all maps before them side by
+    side; a 1x1 convolution with batch normalisation and ReLU brings these to the section's width, and that of decoder
+    0 makes the logits (`blocks.DenseSection`). At growth 16, 1 input channel, 2 classes and `final_relu=True`,
+    "vgg16" then has 2,051,684 parameters and "matlab64" 242,468.
+
     Args:
         in_channels: channels of the input.
         num_classes: channels of the logits; 1 for the sigmoid form of the losses.
         preset: "vgg16" (64-128-256-512-512 channels, 2-2-3-3-3 convolutions) or "matlab64" (64 channels and
             2 convolutions in each of 5 sections).
         widths: channels of each encoder section, finest first, instead of the preset's; any depth from 1.
-        convs: convolutions in each section, as many entries as `widths`, instead of the preset's.
+        convs: convolutions in each section, as many entries as `widths`, instead of the preset's; in a dense one
+            without the 1x1 convolution.
         decoder_relu: False leaves out the decoders' ReLU.
         final_relu: batch normalisation and ReLU on the logits, as MATLAB's segnetLayers has; else neither.
+        block: "plain" or "dense".
+        growth: channels that each convolution of a dense section adds.
 
     Weights start as He normal (`blocks.ConvBNReLU`), biases at 0.
 
@@ -39,7 +54,7 @@ class SegNet(nn.Module):
     Raises:
         TypeError, ValueError: for arguments or an input of another kind or size.
 
-    Source: Badrinarayanan et al. 2017; Budak et al. 2021.
+    Source: Badrinarayanan et al. 2017; Budak et al. 2021; dense sections: Huang et al. 2017.
     """
 
     def __init__(
@@ -51,12 +66,15 @@ class SegNet(nn.Module):
         convs: Sequence[int] | None = None,
         decoder_relu: bool = True,
         final_relu: bool = False,
+        block: str = "plain",
+        growth: int = 16,
     ) -> None:
         super().__init__()
         layout = choose_layout(preset, widths, convs)
-        self.encoders = make_encoders(positive("in_channels", in_channels), layout)
+        added = growth_of(block, growth)
+        self.encoders = make_encoders(positive("in_channels", in_channels), layout, added)
         self.decoders = make_decoders(
-            positive("num_classes", num_classes), layout, 1, decoder_relu, final_relu
+            positive("num_classes", num_classes), layout, 1, decoder_relu, final_relu, added
         )
         self.pool = MaxPool2d(2, return_indices=True)
         self.unpool = MaxUnpool2d(2)

@@ -18,6 +18,7 @@ TABLE1_LOSSES = tuple(paper.TABLE1)
 
 CHOICES = {
     "preset": ("vgg16", "matlab64"),
+    "block": ("plain", "dense"),
     "join": ("concat", "add"),
     "gate_mode": ("additive", "multiplicative"),
     "split": ("patient", "slice"),
@@ -85,6 +86,8 @@ class Settings:
     preset: str = "vgg16"
     widths: tuple[int, ...] | None = None
     convs: tuple[int, ...] | None = None
+    block: str = "plain"
+    growth: int = 16
     decoder_relu: bool = True
     final_relu: bool = True
     join: str = "concat"
@@ -119,7 +122,13 @@ class Settings:
             _check(name, f"one of {', '.join(options)}", getattr(self, name), getattr(self, name) in options)
         for name in ("data", "out", "groups", "cache"):
             _check(name, "a path", getattr(self, name), getattr(self, name) != "")
-        for name, low in (("folds", 2), ("batch_size", 1), ("lr_halve_every", 1), ("early_stopping", 0)):
+        for name, low in (
+            ("folds", 2),
+            ("growth", 1),
+            ("batch_size", 1),
+            ("lr_halve_every", 1),
+            ("early_stopping", 0),
+        ):
             _check(name, f"a whole number >= {low}", getattr(self, name), getattr(self, name) >= low)
         _check("size", "a whole number from 1 to 4096", self.size, 1 <= self.size <= 4096)
         _check("epochs", "a whole number from 1 to 1000000", self.epochs, 1 <= self.epochs <= 1_000_000)
@@ -165,7 +174,7 @@ class Settings:
         """The keyword arguments that build `model`; kept in its checkpoint."""
         keywords: dict[str, Any] = {"in_channels": 1, "num_classes": num_classes, "preset": self.preset}
         keywords |= {"widths": self.widths, "convs": self.convs, "decoder_relu": self.decoder_relu}
-        keywords["final_relu"] = self.final_relu
+        keywords |= {"final_relu": self.final_relu, "block": self.block, "growth": self.growth}
         if model == "a_segnet":
             keywords |= {"join": self.join, "gate_mode": self.gate_mode}
         return keywords
