@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from asegnet_fast.errors import InputError
+from asegnet_fast.training.augment import SPELLING as AUGMENTATIONS
 from asegnet_fast.training.claims import STALE_SECONDS
 from asegnet_fast.training.config import CHOICES, MODELS, Settings, option
 from asegnet_fast.training.jobs import Sharing
@@ -45,6 +46,7 @@ _HELP = {
     "lr_halve_every": "Epochs until it is halved.",
     "momentum": "Momentum of SGD.",
     "weight_decay": "Weight decay of SGD.",
+    "augment": f"Random changes of the training slices, some of {AUGMENTATIONS}; default none, as the paper.",
     "inner_validation": ("Share of the training part set aside to choose checkpoint_best.pt; 0 for none."),
     "early_stopping": "Stop after so many epochs without a better inner validation; 0 for never.",
     "tested_epoch": "Which network is tested: after the last epoch, or the best on the inner validation.",
@@ -94,7 +96,7 @@ def takes_settings(*names: str | EllipsisType) -> Callable[[Callable], Callable]
 def _parameter(name: str) -> inspect.Parameter:
     """The option of a field; its default and its choices are shown from `Settings`."""
     field, help = _FIELDS[name], _HELP[name]
-    if (default := field.default) not in (None, dataclasses.MISSING) and not isinstance(default, bool):
+    if (default := field.default) not in (None, (), dataclasses.MISSING) and not isinstance(default, bool):
         help += f" [default: {','.join(default) if isinstance(default, tuple) else default}]"
     flag = option(name)
     if switch := str(field.type) == "bool":

@@ -41,6 +41,7 @@ from asegnet_fast.training.config import read_settings
     "lr_halve_every",
     "momentum",
     "weight_decay",
+    "augment",
     "inner_validation",
     "early_stopping",
     "tested_epoch",

@@ -11,6 +11,7 @@ from typing import Any
 
 from asegnet_fast import paper
 from asegnet_fast.errors import InputError
+from asegnet_fast.training.augment import Augmentation
 from asegnet_fast.training.losses import Loss
 
 MODELS = ("segnet", "a_segnet")
@@ -106,6 +107,7 @@ class Settings:
     lr_halve_every: int = 10
     momentum: float = 0.9
     weight_decay: float = 1e-4
+    augment: tuple[str, ...] = ()
     inner_validation: float = 0.0
     early_stopping: int = 0
     tested_epoch: str = "last"
@@ -158,6 +160,10 @@ class Settings:
             self.models and set(self.models) <= set(MODELS),
         )
         _check("losses", "at least one loss", self.losses, len(self.losses) > 0)
+        try:
+            Augmentation.parse(self.augment)
+        except InputError as error:
+            raise InputError(f"--augment: {error}") from None
         folders: dict[str, str] = {}
         for model in self.models:
             for text in self.losses:

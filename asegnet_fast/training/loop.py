@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from asegnet_fast.errors import InputError
 from asegnet_fast.evaluation.overlap import dice, pixel_counts
 from asegnet_fast.files import read_csv, read_json, remove_leftovers, write_csv, write_json
 from asegnet_fast.training import distributed
+from asegnet_fast.training.augment import Augmentation
 from asegnet_fast.training.config import Row, Settings
 from asegnet_fast.training.metrics import summarise
 from asegnet_fast.training.progress import Reporter
@@ -86,12 +88,25 @@ def evaluate(
 
 
 def training_step(
-    network, loss_of, optimiser, slices: Slices, batch: Tensor, normalisation: dict, precision: str
+    network,
+    loss_of,
+    optimiser,
+    slices: Slices,
+    batch: Tensor,
+    normalisation: dict,
+    precision: str,
+    augment=None,
 ):
-    """One step on the slices at `batch`; returns the loss, detached, on the device."""
+    """One step on the slices at `batch`; returns the loss, detached, on the device.
+
+    `augment` changes (images, masks), uint8 [n, S, S] both, before the network sees them.
+    """
+    images, masks = slices.images[batch], slices.masks[batch]
+    if augment is not None:
+        images, masks = augment(images, masks)
     with autocast(slices.images.device, precision):
-        inputs = normalised(slices.images[batch], normalisation).contiguous(memory_format=torch.channels_last)
-        loss = loss_of(network(inputs), slices.masks[batch])
+        inputs = normalised(images, normalisation).contiguous(memory_format=torch.channels_last)
+        loss = loss_of(network(inputs), masks)
     optimiser.zero_grad(set_to_none=True)
     loss.backward()
     optimiser.step()
@@ -201,6 +216,11 @@ def run_fold(
             {"order": order},
         )
         loss_of = distributed.common_loss(row.loss.function())
+        augment, chance = Augmentation.parse(settings.augment), torch.Generator(device)
+        if augment is not None:
+            # Processes that share a batch change their parts of it as one process would.
+            part = (int(distributed.share(np.arange(settings.batch_size))[0]), settings.batch_size)
+            augment = functools.partial(augment, generator=chance, part=part)
         counts: np.ndarray | None = None
         origin = {
             "model": row.model,
@@ -230,12 +250,22 @@ def run_fold(
             network.train()
             lr = state.schedule.get_last_lr()[0]
             losses = torch.empty(steps, device=device)
+            chance.manual_seed(
+                derived_seed(settings.seed, fold, 4, epoch)
+            )  # anew, so no checkpoint needs its state
             permutation = torch.from_numpy(train)[torch.randperm(len(train), generator=order)].to(device)
             for step in range(steps):
                 batch = permutation[step * settings.batch_size : (step + 1) * settings.batch_size]
                 batch = distributed.share(batch)
                 losses[step] = training_step(
-                    in_training, loss_of, optimiser, slices, batch, state.normalisation, settings.precision
+                    in_training,
+                    loss_of,
+                    optimiser,
+                    slices,
+                    batch,
+                    state.normalisation,
+                    settings.precision,
+                    augment,
                 )
                 go_on()
                 reporter.step(step + 1, steps, losses[step], lr)
@@ -270,28 +300,28 @@ def run_fold(
                 write_csv(folder / "history.csv", state.history)
                 saved = time.monotonic()
 
-    # 5. Metrics of the last epoch, or of the best.
-    if settings.tested_epoch == "best":
-        best = distributed.on_first(own_checkpoint, folder / BEST, identity)
-        network.load_state_dict(best["state_dict"])
-        counts = None
-    if counts is None:  # also where it was stopped between the last checkpoint and this point
-        counts = evaluate(network, slices, test, state.normalisation, settings)
-    metrics = {
-        "identity": identity,
-        "epochs": state.epoch,
-        "tested_epoch": state.best["epoch"] if settings.tested_epoch == "best" else state.epoch,
-        **(summarise([counts]) if len(test) else {}),
-        "training_slices": len(train),
-        "inner_validation": {"slices": len(inner), **state.best} if len(inner) else None,
-        "test_indices": test.tolist(),
-        "count_names": ["tp", "fp", "fn", "tn"],
-        "counts": counts.tolist(),
-    }
-    if distributed.first():
-        write_csv(folder / "history.csv", state.history)
-        write_json(folder / "metrics.json", metrics)
-        (folder / PREVIOUS).unlink(missing_ok=True)  # of a finished fold one is enough
+        # 5. Metrics of the last epoch, or of the best.
+        if settings.tested_epoch == "best":
+            best = distributed.on_first(own_checkpoint, folder / BEST, identity)
+            network.load_state_dict(best["state_dict"])
+            counts = None
+        if counts is None:  # also where it was stopped between the last checkpoint and this point
+            counts = evaluate(network, slices, test, state.normalisation, settings)
+        metrics = {
+            "identity": identity,
+            "epochs": state.epoch,
+            "tested_epoch": state.best["epoch"] if settings.tested_epoch == "best" else state.epoch,
+            **(summarise([counts]) if len(test) else {}),
+            "training_slices": len(train),
+            "inner_validation": {"slices": len(inner), **state.best} if len(inner) else None,
+            "test_indices": test.tolist(),
+            "count_names": ["tp", "fp", "fn", "tn"],
+            "counts": counts.tolist(),
+        }
+        if distributed.first():
+            write_csv(folder / "history.csv", state.history)
+            write_json(folder / "metrics.json", metrics)
+            (folder / PREVIOUS).unlink(missing_ok=True)  # of a finished fold one is enough
     return metrics
 
 

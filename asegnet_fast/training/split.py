@@ -9,9 +9,12 @@ from asegnet_fast.training import distributed
 from asegnet_fast.training.config import Settings
 
 
-def derived_seed(seed: int, fold: int, purpose: int) -> int:
-    """A seed of its own for each fold and purpose, the same for every loss, so that rows compare."""
-    return int(np.random.SeedSequence([seed, fold, purpose]).generate_state(1)[0])
+def derived_seed(seed: int, fold: int, purpose: int, *further: int) -> int:
+    """A seed of its own for each fold and purpose, the same for every loss, so that rows compare.
+
+    Purposes: 0 weights, 1 inner validation, 2 order of slices, 3 torch's own generator, 4 (and epoch) augmentation.
+    """
+    return int(np.random.SeedSequence([seed, fold, purpose, *further]).generate_state(1)[0])
 
 
 def inner_split(train: np.ndarray, groups: np.ndarray, share: float, by_group: bool, seed: int) -> tuple:
