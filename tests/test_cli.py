@@ -16,7 +16,7 @@ from tests.program_runs import SMALL, TINY, data_folder, finished_run, snapshot
 ROOT = Path(__file__).parent.parent
 
 
-@pytest.mark.parametrize("command", [[], ["crossval"], ["demo"], ["report"], ["info"]])
+@pytest.mark.parametrize("command", [[], ["crossval"], ["tune"], ["demo"], ["report"], ["info"]])
 def test_help_fits_a_terminal(command, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     assert cli.main([*command, "--help"]) == 0

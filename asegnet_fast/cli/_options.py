@@ -123,13 +123,13 @@ WAIT = Annotated[
     bool,
     typer.Option(
         "--wait/--no-wait",
-        help="Wait for folds that others train, to take them over if they die; or end when none is free.",
+        help="Wait for what others train, to take it over if they die; or end when nothing is free.",
     ),
 ]
 STALE = Annotated[
     str | None,
     typer.Option(
-        help=f"Silence after which another machine's fold is taken over. [default: {STALE_SECONDS:g}]",
+        help=f"Silence after which another machine's work is taken over. [default: {STALE_SECONDS:g}]",
         metavar="X",
         show_default=False,
     ),

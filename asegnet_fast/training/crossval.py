@@ -91,13 +91,7 @@ def check_run_folder(settings: Settings, resume: bool, fingerprint: str | None =
             holds this run and `resume` is false.
     """
     out = Path(settings.out)
-    there = next(path for path in (out, *out.absolute().parents) if path.exists())
-    if not there.is_dir():
-        raise InputError(
-            f"--out: expected a folder, got {'' if there == out else 'a path through '}a file ({out})"
-        )
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise InputError(f"--out: expected a folder that can be written, got {out}")
+    check_writable(out)
     if not out.exists() or all(is_temporary(path) for path in out.iterdir()):
         remove_leftovers(out)
         return False
@@ -118,6 +112,21 @@ def check_run_folder(settings: Settings, resume: bool, fingerprint: str | None =
         )
     remove_leftovers(out)
     return True
+
+
+def check_writable(out: Path) -> None:
+    """Refuse a path for `--out` where no folder can be made or written.
+
+    Raises:
+        ValueError: a file is in the way, or the folder is another's.
+    """
+    there = next(path for path in (out, *out.absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise InputError(
+            f"--out: expected a folder, got {'' if there == out else 'a path through '}a file ({out})"
+        )
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise InputError(f"--out: expected a folder that can be written, got {out}")
 
 
 def check_network(settings: Settings) -> None:
