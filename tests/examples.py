@@ -1,8 +1,9 @@
-"""How many examples a test tries: the one place that reads ASEGNET_TEST_EXAMPLES."""
+"""How much a test tries: the one place that reads ASEGNET_TEST_EXAMPLES and ASEGNET_TEST_SAMPLES."""
 
 import os
 
 _VARIABLE = "ASEGNET_TEST_EXAMPLES"
+_SAMPLES = "ASEGNET_TEST_SAMPLES"
 
 
 def examples(normal: int, extended: int) -> int:
@@ -16,3 +17,14 @@ def examples(normal: int, extended: int) -> int:
     if not value.isdecimal() or int(value) == 0:
         raise ValueError(f"{_VARIABLE}: expected 'normal', 'extended' or a number above 0, got {value!r}")
     return int(value)
+
+
+def few_samples() -> bool:
+    """Whether the contract is to take only the few samples an op names, as in Triton's slow interpreter.
+
+    The variable is unset or "all", or "few".
+    """
+    value = os.environ.get(_SAMPLES) or "all"
+    if value not in ("all", "few"):
+        raise ValueError(f"{_SAMPLES}: expected 'all' or 'few', got {value!r}")
+    return value == "few"

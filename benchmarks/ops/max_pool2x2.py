@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from types import ModuleType
 
 import torch
 from torch import Tensor
@@ -74,3 +75,19 @@ def cases(batch: int) -> Iterator[Case]:
                 peer_args=_with_indices,
                 **shared,
             )
+
+
+def triton_cases(dtype: torch.dtype, layout: torch.memory_format) -> Iterator[tuple[str, Callable]]:
+    """What `benchmarks.triton_kernels` compiles: the level of most bytes, and odd sides that no vector fits."""
+    for shape in ((16, 64, 256, 256), (2, 3, 77, 51)):
+        x = torch.empty(shape, dtype=dtype, device="meta", memory_format=layout)
+
+        def run(kernels: ModuleType, x: Tensor = x) -> None:
+            y, code = kernels.max_pool2x2(x)
+            kernels.max_unpool2x2(y, code, *x.shape[2:])
+            kernels.max_unpool2x2_backward(x, code)
+            indices = code.long()
+            kernels.max_unpool2d_indices(y, indices, *x.shape[2:])
+            kernels.max_unpool2d_indices_backward(x, indices)
+
+        yield "x".join(map(str, shape)), run

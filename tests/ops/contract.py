@@ -10,12 +10,15 @@ which defines one test per point of the contract. The points:
  7. autocast;  8. deterministic mode on scribbled memory;  9. strided and zero-size inputs (they are among the
  samples, and a test makes sure of it);      10. every wrong input names the argument, what was expected, what came.
 Also: the same bits for every number of threads; forward mode, vmap, torch.func and their compiled forms.
+
+The points marked `triton` also run with ASEGNET_FAST_BACKEND=triton in Triton's interpreter (tests/test_triton.py).
 """
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import importlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -30,9 +33,13 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import asegnet_fast as af
+from asegnet_fast.ops import _library
 from tests import tolerances
+from tests.examples import few_samples
 
+#: Where the numbers are checked: a device, and for ops with a Triton kernel a choice of backend.
 DEVICES = ("cpu", pytest.param("cuda", marks=pytest.mark.gpu))
+BY_TRITON = pytest.param("cuda-triton", marks=pytest.mark.gpu)
 _M_PERTURB = -6  # of malloc.h
 #: Elements that parallel_for gives to several threads: some times kGrain of csrc/common/tensor.h.
 SHARED_OUT = 4 * 32768
@@ -49,7 +56,8 @@ class Op:
     pairs. gradients_of: positions of the arguments that have a gradient. outputs: positions of the results that
     are compared with tolerance; others must be equal. exact: whether results are selections or copies.
     integers: samples whose sums are exact (point 2). large: samples that are shared out among several threads; None
-    where no kernel is. small: names of samples for the slow points (4 to 7).
+    where no kernel is. small: names of samples for the slow points (4 to 7). few: how the names of the samples
+    begin that a quick run in Triton's interpreter takes; between them they have every option.
     smooth: moves a sample away from kinks, infinities and ties, where a finite difference means nothing.
     errors: (id, thunk, exception, the words that must appear).
     """
@@ -65,6 +73,7 @@ class Op:
     integers: Callable[..., Iterator[Case]] | None = None
     large: Callable[..., Iterator[Case]] | None = None
     small: Sequence[str] = ()
+    few: Sequence[str] = ()
     smooth: Callable[[tuple], tuple] = lambda args: args
     autocast: Callable[[], None] | None = None
     dtypes: Sequence[torch.dtype] = (torch.float32, torch.float64, *HALVES)
@@ -174,6 +183,32 @@ def assert_all_close(got: Sequence[Tensor], expected: Sequence[Tensor], what: st
         )
 
 
+@contextlib.contextmanager
+def backend_of(target: str) -> Iterator[str]:
+    """Within the block the backend of an entry of `DEVICES` or `BY_TRITON` serves; gives the device."""
+    device, _, backend = target.partition("-")
+    with af.use_backend(backend) if backend else contextlib.nullcontext():
+        yield device
+
+
+def on_its_backend(test: Callable) -> Callable:
+    """A test of (device, dtype) that takes an entry of `DEVICES` or `BY_TRITON` for the device."""
+
+    @functools.wraps(test)
+    def run(device: str, dtype: torch.dtype) -> None:
+        with backend_of(device) as real:
+            test(real, dtype)
+
+    return run
+
+
+def cases(op: Op, source: Callable[..., Iterator[Case]], *where: Any) -> Iterator[Case]:
+    """The samples of `source`, or the few."""
+    for name, args in source(*where):
+        if not few_samples() or name.startswith(tuple(op.few)):
+            yield name, args
+
+
 def names_of(op: Op) -> list[str]:
     return [name for name, _ in op.samples(torch.float32)]
 
@@ -212,17 +247,27 @@ def contract(op: Op) -> dict[str, Callable]:
     tests: dict[str, Callable] = {}
     names = names_of(op)
     small = tuple(op.small) or tuple(names[:2])
+    gradient_dtypes = op.gradient_dtypes
+    if few_samples():
+        small, gradient_dtypes = small[:1], [d for d in gradient_dtypes if d != torch.float16]
+    has_triton = _library._ops[op.name].triton is not None
+    devices = (*DEVICES, BY_TRITON) if has_triton else DEVICES
 
     def test(function: Callable) -> Callable:
         tests[f"test_{op.name}_{function.__name__}"] = function
         return function
 
+    def triton(function: Callable) -> Callable:
+        return pytest.mark.triton(function) if has_triton else function
+
     @test
+    @triton
     @pytest.mark.kernels
     @pytest.mark.parametrize("dtype", op.dtypes, ids=str)
-    @pytest.mark.parametrize("device", DEVICES)
+    @pytest.mark.parametrize("device", devices)
+    @on_its_backend
     def values(device: str, dtype: torch.dtype) -> None:
-        for name, args in op.samples(dtype, device):
+        for name, args in cases(op, op.samples, dtype, device):
             got, plain = as_tuple(op.call(*args)), as_tuple(op.reference(*args))
             exact = as_tuple(op.reference(*to_double(args)))
             for i, (g, p, e) in enumerate(zip(got, plain, exact, strict=True)):
@@ -234,12 +279,13 @@ def contract(op: Op) -> dict[str, Callable]:
                     assert_close(g, e, p, dtype, what)
 
     @test
+    @triton
     @pytest.mark.kernels
     @pytest.mark.parametrize("dtype", op.dtypes, ids=str)
-    @pytest.mark.parametrize("device", DEVICES)
+    @pytest.mark.parametrize("device", devices)
+    @on_its_backend
     def exact_inputs_bit_for_bit(device: str, dtype: torch.dtype) -> None:
-        source = op.integers or op.samples
-        for name, args in source(dtype, device):
+        for name, args in cases(op, op.integers or op.samples, dtype, device):
             got, plain = as_tuple(op.call(*args)), as_tuple(op.reference(*args))
             for i, (g, p) in enumerate(zip(got, plain, strict=True)):
                 assert torch.equal(g.nan_to_num(nan=7.0), p.nan_to_num(nan=7.0)), (
@@ -247,11 +293,13 @@ def contract(op: Op) -> dict[str, Callable]:
                 )
 
     @test
+    @triton
     @pytest.mark.kernels
-    @pytest.mark.parametrize("dtype", op.gradient_dtypes, ids=str)
-    @pytest.mark.parametrize("device", DEVICES)
+    @pytest.mark.parametrize("dtype", gradient_dtypes, ids=str)
+    @pytest.mark.parametrize("device", devices)
+    @on_its_backend
     def gradients_against_reference(device: str, dtype: torch.dtype) -> None:
-        for name, args in op.samples(dtype, device):
+        for name, args in cases(op, op.samples, dtype, device):
             grads = random_grads(op, as_tuple(op.call(*args)))
             grads = [g.to(dtype).double() for g in grads]  # the same values for every side
             got = gradients(op, op.call, args, grads)
@@ -276,9 +324,11 @@ def contract(op: Op) -> dict[str, Callable]:
         )  # one random direction: seconds, not minutes
 
     @test
+    @triton
     @pytest.mark.parametrize("name", small)
     def opcheck(name: str) -> None:
-        handle = getattr(torch.ops.asegnet_fast, op.name).default
+        overload = "triton" if _library.INTERPRETING else "default"
+        handle = getattr(getattr(torch.ops.asegnet_fast, op.name), overload)
         with DispatcherCalls() as calls:
             op.call(*op.smooth(to_double(sample(op, name))))
         seen = [args for func, args in calls.seen if func is handle]
@@ -290,6 +340,7 @@ def contract(op: Op) -> dict[str, Callable]:
         torch.library.opcheck(handle, tuple(args))
 
     @test
+    @triton
     @pytest.mark.parametrize("name", small)
     def compiles_in_one_graph(name: str) -> None:
         args = sample(op, name)
@@ -313,8 +364,9 @@ def contract(op: Op) -> dict[str, Callable]:
             assert [r.dtype for r in as_tuple(op.call(*args))] == before
 
     @test
+    @triton
     def deterministic_mode_fills_no_hole() -> None:
-        for name, args in op.samples(torch.float32):
+        for name, args in cases(op, op.samples, torch.float32):
             plain = as_tuple(op.call(*args))
             grads = random_grads(op, plain)
             before = (*plain, *gradients(op, op.call, args, grads))
@@ -335,6 +387,7 @@ def contract(op: Op) -> dict[str, Callable]:
         assert any(t.dim() >= 2 and t.shape[-1] != t.shape[-2] for _, t in tensors), "only square samples"
 
     @test
+    @triton
     @pytest.mark.kernels
     def non_contiguous_gradient() -> None:
         for name in small:
@@ -407,6 +460,7 @@ def contract(op: Op) -> dict[str, Callable]:
         assert_all_close(flat(backward), flat(forward))
 
     @test
+    @triton
     @pytest.mark.parametrize("name", small)
     def reverse_mode(name: str) -> None:
         """grad, vjp and hessian give what the kernels' own first and second derivatives are."""
@@ -459,9 +513,10 @@ def contract(op: Op) -> dict[str, Callable]:
             assert_all_close(flat(compiled), flat(transform(theirs)(*wanted)), kind)
 
     @test
+    @triton
     @pytest.mark.kernels
     def backends_agree() -> None:
-        for name, args in op.samples(torch.float32):
+        for name, args in cases(op, op.samples, torch.float32):
             with af.use_backend("reference"):
                 plain = as_tuple(op.call(*args))
             for i, (g, p) in enumerate(zip(as_tuple(op.call(*args)), plain, strict=True)):

@@ -66,6 +66,7 @@ def with_code(value, at=(0, 0, 0, 0)):
     return code
 
 
+FEW = ("odd-nchw-ceil", "odd-channels_last", "single_window-strided", "even-expanded", "empty_batch-nchw")
 globals().update(
     contract(
         Op(
@@ -77,6 +78,7 @@ globals().update(
             gradients_of=(0,),
             exact=True,
             small=("even-nchw", "odd-channels_last", "odd-nchw-ceil"),
+            few=FEW,
             smooth=distinct,
             errors=[
                 ("not a tensor", lambda: af.max_pool2x2([1.0]), TypeError, "x"),
@@ -101,6 +103,7 @@ globals().update(
             gradients_of=(0,),
             exact=True,
             small=("even-nchw", "odd-channels_last", "odd-nchw-ceil"),
+            few=FEW,
             errors=[
                 ("code dtype", lambda: af.max_unpool2x2(Y, CODE.int()), TypeError, "code"),
                 ("code int64", lambda: af.max_unpool2x2(Y, INDICES), TypeError, "code"),
@@ -149,6 +152,7 @@ globals().update(
             gradients_of=(0,),
             exact=True,
             small=("even-nchw", "odd-channels_last"),
+            few=(*FEW, "overlapping"),
             errors=[
                 ("dtype", lambda: call_unpool_indices(Y, CODE, 4, 6), TypeError, "indices"),
                 ("shape", lambda: call_unpool_indices(Y, INDICES[:, :1], 4, 6), ValueError, "indices"),
@@ -240,6 +244,7 @@ def valid_codes(pooled, full, g):
     return torch.where(columns + (code & 1) < full[1], code, code & 2)
 
 
+@pytest.mark.triton
 @pytest.mark.kernels
 @settings(max_examples=examples(150, 5000), deadline=None)
 @given(maps(), st.booleans())
@@ -260,6 +265,7 @@ def test_every_bit_as_torch(case, ceil_mode):
     assert_same_bits(full, F.max_unpool2d(y.detach(), indices, 2, output_size=x.shape))
 
 
+@pytest.mark.triton
 @pytest.mark.kernels
 @settings(max_examples=examples(100, 5000), deadline=None)
 @given(maps(), st.tuples(st.integers(-1, 1), st.integers(-1, 1)))
@@ -280,6 +286,7 @@ def test_every_bit_of_an_unpooled_map_as_torch(case, extra):
         assert_same_bits(torch.autograd.grad(out, y, grad)[0], expected)
 
 
+@pytest.mark.triton
 @pytest.mark.kernels
 @settings(max_examples=examples(100, 5000), deadline=None)
 @given(maps(), st.tuples(st.integers(1, 9), st.integers(1, 40)))

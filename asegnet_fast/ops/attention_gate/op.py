@@ -133,9 +133,10 @@ def attention_gate(
     b_psi = _vector("b_psi", b_psi, 1)
     tensors = {"x": x, "g": g, "w_x": w_x, "w_g": w_g, "b_g": b_g, "w_psi": w_psi, "b_psi": b_psi}
     _check_dtypes(tensors)
-    if _library.use_reference("attention_gate", x):
+    if _library.use_reference():
         return _reference(tensors, mode, upsample)
-    out, alpha, _, _ = _forward(*tensors.values(), mode == "multiplicative", upsample == "nearest")
+    forward = _library.serving(_forward, x)
+    out, alpha, _, _ = forward(*tensors.values(), mode == "multiplicative", upsample == "nearest")
     return out, alpha
 
 
@@ -240,7 +241,8 @@ def _gradients(
     dalpha = torch.zeros_like(gate, dtype=x.dtype) if dalpha is None else dalpha
     if ctx.rounded and dgate is not None:  # a second derivative reaches alpha through the saved gate
         dalpha = dalpha + dgate.to(dalpha.dtype)
-    return (*_backward(dout, dalpha, *ctx.saved_tensors, *ctx.flags), None, None)
+    backward = _library.same(ctx, _backward)
+    return (*backward(dout, dalpha, *ctx.saved_tensors, *ctx.flags), None, None)
 
 
 _library.register_autograd("attention_gate", _gradients, _save)

@@ -145,9 +145,10 @@ def bn_relu(
     Source: Ioffe and Szegedy 2015, Algorithms 1 and 2; Badrinarayanan et al. 2017 (SegNet), section 3.
     """
     _check(x, running_mean, running_var, weight, bias, training)
-    if _library.use_reference("bn_relu", x):
+    if _library.use_reference():
         return reference.plain(x, running_mean, running_var, weight, bias, training, momentum, eps, relu)
-    y, mean, var = _bn_relu(x, weight, bias, running_mean, running_var, training, eps, relu)
+    serving = _library.serving(_bn_relu, x)
+    y, mean, var = serving(x, weight, bias, running_mean, running_var, training, eps, relu)
     if training:
         _update(x, running_mean, running_var, momentum, mean, var)
     return y
@@ -186,12 +187,13 @@ def bn_relu_max_pool2x2(
     """
     _check(x, running_mean, running_var, weight, bias, training)
     check_sides(x)
-    if _library.use_reference("bn_relu_max_pool2x2", x):
+    if _library.use_reference():
         y, pooled, code = reference.plain_max_pool2x2(
             x, running_mean, running_var, weight, bias, training, momentum, eps, relu
         )
     else:
-        y, pooled, code, mean, var = _bn_relu_pool(
+        serving = _library.serving(_bn_relu_pool, x)
+        y, pooled, code, mean, var = serving(
             x, weight, bias, running_mean, running_var, training, eps, relu, return_full
         )
         if training:
@@ -296,7 +298,8 @@ def _grad(ctx, dy: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
     if dy is None:
         return (None,) * 8
     x, weight, bias, mean, var = ctx.saved_tensors
-    dx, dweight, dbias = _bn_relu_backward(dy, x, weight, bias, mean, var, *ctx.options)
+    backward = _library.same(ctx, _bn_relu_backward)
+    dx, dweight, dbias = backward(dy, x, weight, bias, mean, var, *ctx.options)
     return dx, *as_parameters(weight, bias, dweight, dbias), None, None, None, None, None
 
 
@@ -313,9 +316,10 @@ def _grad_pool(ctx, dy: Tensor | None, dpooled: Tensor | None, *_: None) -> tupl
         return (None,) * 9
     code, x, weight, bias, mean, var = ctx.saved_tensors
     if dpooled is None:
-        found = _bn_relu_backward(dy, x, weight, bias, mean, var, *ctx.options)
+        found = _library.same(ctx, _bn_relu_backward)(dy, x, weight, bias, mean, var, *ctx.options)
     else:
-        found = _bn_relu_pool_backward(dpooled, dy, code, x, weight, bias, mean, var, *ctx.options)
+        backward = _library.same(ctx, _bn_relu_pool_backward)
+        found = backward(dpooled, dy, code, x, weight, bias, mean, var, *ctx.options)
     dx, dweight, dbias = found
     return dx, *as_parameters(weight, bias, dweight, dbias), None, None, None, None, None, None
 

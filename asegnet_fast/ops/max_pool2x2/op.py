@@ -162,9 +162,18 @@ def max_unpool2d_indices(y: Tensor, indices: Tensor, output_size: Sequence[int])
 
 # ---- ops ------------------------------------------------------------------------------------------------
 
-_library.define("max_pool2x2", "(Tensor x, bool ceil_mode=False) -> (Tensor, Tensor)", reference.max_pool2x2)
+_TRITON = f"{__package__}.triton_kernels"
+_library.define(
+    "max_pool2x2",
+    "(Tensor x, bool ceil_mode=False) -> (Tensor, Tensor)",
+    reference.max_pool2x2,
+    triton=_TRITON,
+)
 _unpool = _library.define(
-    "max_unpool2x2", "(Tensor y, Tensor code, SymInt height, SymInt width) -> Tensor", reference.max_unpool2x2
+    "max_unpool2x2",
+    "(Tensor y, Tensor code, SymInt height, SymInt width) -> Tensor",
+    reference.max_unpool2x2,
+    triton=_TRITON,
 )
 _unpool_backward = _library.define(
     "max_unpool2x2_backward",
@@ -172,11 +181,13 @@ _unpool_backward = _library.define(
     reference.max_unpool2x2_backward,
     layout_of=1,
     listed=False,
+    triton=_TRITON,
 )
 _unpool_indices = _library.define(
     "max_unpool2d_indices",
     "(Tensor y, Tensor indices, SymInt height, SymInt width) -> Tensor",
     reference.max_unpool2d_indices,
+    triton=_TRITON,
 )
 _unpool_indices_backward = _library.define(
     "max_unpool2d_indices_backward",
@@ -184,6 +195,7 @@ _unpool_indices_backward = _library.define(
     reference.max_unpool2d_indices_backward,
     layout_of=1,
     listed=False,
+    triton=_TRITON,
 )
 
 # ---- shapes without data --------------------------------------------------------------------------------
@@ -224,7 +236,7 @@ def _save_pool(ctx, inputs, output) -> None:
 
 
 def _pool_backward(ctx, grad_y: Tensor, grad_code: None) -> tuple[Tensor, None]:
-    return _unpool(grad_y, ctx.saved_tensors[0], *ctx.sides), None
+    return _library.same(ctx, _unpool)(grad_y, ctx.saved_tensors[0], *ctx.sides), None
 
 
 def _save_positions(ctx, inputs, output) -> None:
@@ -244,10 +256,10 @@ for _forward, _backward in (
 ):
 
     def _grad_of_forward(ctx, grad: Tensor, _op=_backward) -> tuple[Tensor, None, None, None]:
-        return _op(grad, ctx.saved_tensors[0]), None, None, None
+        return _library.same(ctx, _op)(grad, ctx.saved_tensors[0]), None, None, None
 
     def _grad_of_backward(ctx, grad: Tensor, _op=_forward) -> tuple[Tensor, None]:
-        return _op(grad, ctx.saved_tensors[0], *ctx.sides), None
+        return _library.same(ctx, _op)(grad, ctx.saved_tensors[0], *ctx.sides), None
 
     _library.register_autograd(_forward.__name__, _grad_of_forward, _save_positions)
     _library.register_autograd(_backward.__name__, _grad_of_backward, _save_positions_and_sides)

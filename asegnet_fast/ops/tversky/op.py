@@ -548,7 +548,8 @@ def _save_sums_inputs(ctx, inputs, output) -> None:
 
 
 def _grad_of_sums(ctx, grad_sums: Tensor) -> tuple[Tensor, None, None]:
-    return _sums_backward(grad_sums, *ctx.saved_tensors, ctx.ignore_index), None, None
+    backward = _library.same(ctx, _sums_backward)
+    return backward(grad_sums, *ctx.saved_tensors, ctx.ignore_index), None, None
 
 
 def _save_sums(ctx, inputs, output) -> None:
@@ -569,7 +570,7 @@ def _save_loss_inputs(ctx, inputs, output) -> None:
 
 
 def _grad_of_loss(ctx, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-    found = _loss_backward(grad, *ctx.saved_tensors, ctx.ignore_index, *ctx.options)
+    found = _library.same(ctx, _loss_backward)(grad, *ctx.saved_tensors, ctx.ignore_index, *ctx.options)
     return found, None, None, None, *(None for _ in ctx.options)
 
 
