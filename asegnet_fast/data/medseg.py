@@ -20,6 +20,7 @@ from asegnet_fast.data.intensity import (
     resize_images,
     resize_masks,
 )
+from asegnet_fast.data.labels import MAX_LABELS, coded_labels, whole_labels
 from asegnet_fast.data.layout import Pair, discover
 from asegnet_fast.data.nifti import Volume, read_volume
 from asegnet_fast.errors import InputError
@@ -212,8 +213,10 @@ def _decode(
     if not all_labels:
         raise DataError(f"{root}: expected a slice with a label above 0, got none in {len(pairs)} masks")
     if labels == "keep":
-        if len(all_labels) > 255:
-            raise DataError(f"{root}: expected at most 255 labels to keep apart, got {len(all_labels)}")
+        if len(all_labels) > MAX_LABELS:
+            raise DataError(
+                f"{root}: expected at most {MAX_LABELS} labels to keep apart, got {len(all_labels)}"
+            )
         masks = [
             _renumbered(part, values, all_labels) for part, values in zip(masks, file_labels, strict=True)
         ]
@@ -247,23 +250,7 @@ def _inspect(image: Volume, intensity: str, notes: "_Notes") -> IntensityRange:
 
 def _coded_mask(mask: Volume, image: Volume, labels: str) -> tuple[list[int], np.ndarray]:
     """Checks a mask; returns its labels, and bytes: 1 for any label when merged, else 1 + its position."""
-    data = mask.data
-    if data.dtype.kind == "f":
-        if not np.isfinite(data).all():
-            raise DataError(f"{mask.name}: expected whole labels from 0, got values that are NaN or infinite")
-        whole = np.rint(data)
-        # Scaled labels may miss a whole number by rounding.
-        fractional = np.abs(data - whole) > 1e-4
-        if fractional.any():
-            raise DataError(
-                f"{mask.name}: expected whole labels from 0, got {float(data[fractional][0]):g}"
-                + _swapped_hint(image)
-            )
-        data = whole
-    if data.min() < 0:
-        raise DataError(
-            f"{mask.name}: expected whole labels from 0, got {data.min():g}" + _swapped_hint(image)
-        )
+    data = whole_labels(mask, lambda: _swapped_hint(image))
     found = np.unique(data)
     if _looks_like_mask(image) and len(found) > len(np.unique(image.data)):
         raise DataError(
@@ -272,9 +259,7 @@ def _coded_mask(mask: Volume, image: Volume, labels: str) -> tuple[list[int], np
     values = [int(value) for value in found if value > 0]
     if labels == "merge":
         return values, (data > 0).view(np.uint8)
-    if len(values) > 255:
-        raise DataError(f"{mask.name}: expected at most 255 labels to keep apart, got {len(values)}")
-    return values, np.searchsorted(np.array([0, *values]), data).astype(np.uint8)
+    return values, coded_labels(data, values, mask.name)
 
 
 def _looks_like_mask(image: Volume) -> bool:
