@@ -15,7 +15,7 @@ from pathlib import Path
 
 import typer
 
-from asegnet_fast.cli import crossval, demo, info, report, tune
+from asegnet_fast.cli import crossval, demo, evaluate, info, report, tune
 from asegnet_fast.cli._run import PROGRAM
 from asegnet_fast.errors import InputError
 from asegnet_fast.training import distributed
@@ -32,7 +32,14 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Segmentation of CT slices with SegNet and A-SegNet: cross-validation, tables and pictures.",
 )
-for command in (crossval.crossval, tune.tune, demo.demo, report.report, info.info):  # the order of --help
+for command in (  # the order of --help
+    crossval.crossval,
+    tune.tune,
+    demo.demo,
+    evaluate.evaluate,
+    report.report,
+    info.info,
+):
     app.command()(command)
 
 

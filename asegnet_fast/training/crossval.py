@@ -264,6 +264,36 @@ def _conclude(out: Path, jobs: Sequence[Job], sharing: Sharing) -> tuple[dict[st
     return summarise_run(out), given_up
 
 
+def finished_rows(
+    run: Path, settings: Settings, config: dict[str, Any]
+) -> list[tuple[Row, dict[int, dict[str, Any]]]]:
+    """The finished folds of a run, row by row.
+
+    Args:
+        run: the folder.
+        settings, config: of `read_run`.
+
+    Returns:
+        Each row that has a finished fold, with the content of metrics.json of those folds.
+
+    Raises:
+        ValueError: damaged files, or no finished fold.
+    """
+    rows = []
+    for row in settings.rows():
+        found = {}
+        for fold in range(settings.folds):
+            identity = fold_identity(settings, config["data"]["fingerprint"], row, fold)
+            metrics = finished_fold(Path(run) / row.folder / f"fold{fold}", identity)
+            if metrics is not None:
+                found[fold] = metrics
+        if found:
+            rows.append((row, found))
+    if not rows:
+        raise InputError(f"{run}: expected a run with a finished fold, got none (continue it with --resume)")
+    return rows
+
+
 def summarise_run(run: Path) -> dict[str, Any]:
     """Sum up the finished folds of a run and write summary.json.
 
@@ -279,16 +309,8 @@ def summarise_run(run: Path) -> dict[str, Any]:
     run = Path(run)
     settings, config = read_run(run)
     rows, floor = [], None
-    for row in settings.rows():
-        found = []
-        for fold in range(settings.folds):
-            identity = fold_identity(settings, config["data"]["fingerprint"], row, fold)
-            metrics = finished_fold(run / row.folder / f"fold{fold}", identity)
-            if metrics is not None:
-                found.append(metrics)
-        if not found:
-            continue
-        counts = [np.asarray(metrics["counts"], dtype=np.int64) for metrics in found]
+    for row, found in finished_rows(run, settings, config):
+        counts = [np.asarray(metrics["counts"], dtype=np.int64) for metrics in found.values()]
         if floor is None or len(counts) > floor[0]:
             floor = len(counts), trivial(counts)
         rows.append(
@@ -300,8 +322,6 @@ def summarise_run(run: Path) -> dict[str, Any]:
                 "paper": row.paper(),
             }
         )
-    if floor is None:
-        raise InputError(f"{run}: expected a run with a finished fold, got none (continue it with --resume)")
     summary = {
         "rows": rows,
         "split": settings.split,

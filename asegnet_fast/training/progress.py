@@ -75,9 +75,17 @@ class Reporter:
 
     def loading(self, done: int, total: int, file: str) -> None:
         """`done` of `total` files are read, `file` the last of them."""
-        self._show("loading", f"reading {file}", done, total)
+        self._passing("loading", f"reading {file}", done, total)
+
+    def measuring(self, done: int, total: int, case: str) -> None:
+        """`done` of `total` cases are measured, `case` the last of them."""
+        self._passing("measuring", f"measuring {case}", done, total)
+
+    def _passing(self, task: str, text: str, done: int, total: int) -> None:
+        """A bar that goes when it is full."""
+        self._show(task, text, done, total)
         if self._bars is not None and done == total:
-            self._bars.remove_task(self._tasks.pop("loading"))
+            self._bars.remove_task(self._tasks.pop(task))
 
     def _show(self, task: str, text: str, done: int, total: int) -> None:
         if self._bars is None:
