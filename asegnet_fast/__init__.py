@@ -1,6 +1,7 @@
 """Fused operations for attention SegNets, their networks, and CT cross-validation."""
 
 from asegnet_fast import compat, models, nn
+from asegnet_fast.fusion.walk import fuse, unfuse
 from asegnet_fast.ops._library import backends, use_backend
 from asegnet_fast.ops.attention_gate.op import attention_gate
 from asegnet_fast.ops.bn_relu.op import bn_relu, bn_relu_max_pool2x2
@@ -26,6 +27,7 @@ __all__ = [
     "cross_entropy_loss",
     "dice_loss",
     "focal_tversky_loss",
+    "fuse",
     "generalized_dice_loss",
     "indices_to_codes",
     "loss_from_sums",
@@ -35,5 +37,6 @@ __all__ = [
     "nn",
     "region_sums",
     "tversky_loss",
+    "unfuse",
     "use_backend",
 ]

@@ -15,7 +15,7 @@ OPS = sorted(p.name for p in (PACKAGE / "ops").iterdir() if p.is_dir() and not p
 EVERYWHERE = {"errors"}
 #: What a room may import from the package, besides itself. Longest prefix counts.
 ALLOWED = {
-    "asegnet_fast": {"ops", "nn", "models", "compat"},
+    "asegnet_fast": {"ops", "nn", "models", "compat", "fusion"},
     "asegnet_fast._extension": set(),
     "asegnet_fast.errors": set(),
     "asegnet_fast.files": set(),
@@ -25,6 +25,7 @@ ALLOWED = {
     "asegnet_fast.ops": {"_extension"},
     "asegnet_fast.nn": {"ops"},
     "asegnet_fast.compat": {"ops"},
+    "asegnet_fast.fusion": {"nn", "ops"},
     "asegnet_fast.models": {"nn", "ops"},
     "asegnet_fast.data": {"files"},
     "asegnet_fast.evaluation": {"checkpoint", "models", "data", "files"},

@@ -9,6 +9,37 @@ from torch import Tensor, nn
 from asegnet_fast.ops.bn_relu import op, synchronised
 
 
+def begin(module: nn.BatchNorm2d, input: Tensor, relu: bool) -> tuple:
+    """Check the input and count the batch, as `torch.nn.BatchNorm2d` does; the op's options from the running mean on."""
+    module._check_input_dim(input)
+    momentum = 0.0 if module.momentum is None else module.momentum
+    if module.training and module.track_running_stats and module.num_batches_tracked is not None:
+        module.num_batches_tracked.add_(1)
+        if module.momentum is None:  # the average over all batches
+            momentum = 1.0 / float(module.num_batches_tracked)
+    has_running = module.running_mean is not None or module.running_var is not None
+    keeps = has_running and (not module.training or module.track_running_stats)
+    return (
+        module.running_mean if keeps else None,
+        module.running_var if keeps else None,
+        module.weight,
+        module.bias,
+        module.training or not has_running,
+        momentum,
+        module.eps,
+        relu,
+    )
+
+
+def finish(
+    input: Tensor, options: tuple, pool: bool = False, return_full: bool = False
+) -> Tensor | tuple[Tensor, ...]:
+    """The op with the options from `begin`."""
+    if pool:
+        return op.bn_relu_max_pool2x2(input, *options, return_full=return_full)
+    return op.bn_relu(input, *options)
+
+
 class BatchNormReLU2d(nn.BatchNorm2d):
     """`torch.nn.BatchNorm2d` and a ReLU in one op.
 
@@ -47,33 +78,14 @@ class BatchNormReLU2d(nn.BatchNorm2d):
     def forward(
         self, input: Tensor, pool: bool = False, return_full: bool = False
     ) -> Tensor | tuple[Tensor, ...]:
-        self._check_input_dim(input)
-        momentum = 0.0 if self.momentum is None else self.momentum
-        if self.training and self.track_running_stats and self.num_batches_tracked is not None:
-            self.num_batches_tracked.add_(1)
-            if self.momentum is None:  # the average over all batches
-                momentum = 1.0 / float(self.num_batches_tracked)
-        has_running = self.running_mean is not None or self.running_var is not None
-        keeps = has_running and (not self.training or self.track_running_stats)
-        options = (
-            self.running_mean if keeps else None,
-            self.running_var if keeps else None,
-            self.weight,
-            self.bias,
-            self.training or not has_running,
-            momentum,
-            self.eps,
-            self.relu,
-        )
+        options = begin(self, input, self.relu)
         return self._apply_op(input, options, pool, return_full)
 
     def _apply_op(
         self, input: Tensor, options: tuple, pool: bool, return_full: bool
     ) -> Tensor | tuple[Tensor, ...]:
         """The op with its options from the running mean on."""
-        if pool:
-            return op.bn_relu_max_pool2x2(input, *options, return_full=return_full)
-        return op.bn_relu(input, *options)
+        return finish(input, options, pool, return_full)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, relu={self.relu}"

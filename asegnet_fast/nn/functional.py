@@ -31,9 +31,8 @@ def _pair(value: IntOrPair | None, default: tuple[int, int]) -> tuple[int, ...]:
     return (value, value)
 
 
-def _is_fused(
-    kernel_size: IntOrPair, stride: IntOrPair | None, padding: IntOrPair, dilation: IntOrPair
-) -> bool:
+def is_2x2(kernel_size: IntOrPair, stride: IntOrPair | None, padding: IntOrPair, dilation: IntOrPair) -> bool:
+    """Whether these settings are the fused pool's: kernel and stride 2, nothing else."""
     kernel = _pair(kernel_size, (0, 0))
     return (
         kernel == (2, 2)
@@ -80,7 +79,7 @@ def max_pool2d_with_indices(
     Equivalent to: ``torch.nn.functional.max_pool2d(..., return_indices=True)``.
     """
     check_choice("index_format", index_format, INDEX_FORMATS)
-    if not (_is_fused(kernel_size, stride, padding, dilation) and _is_ours(input, ceil_mode)):
+    if not (is_2x2(kernel_size, stride, padding, dilation) and _is_ours(input, ceil_mode)):
         return F.max_pool2d(input, kernel_size, stride, padding, dilation, ceil_mode, return_indices=True)
     y, code = op.max_pool2x2(input, bool(ceil_mode))
     return y, code if index_format == "code" else exchange.codes_to_indices(code, input.shape)
@@ -105,7 +104,7 @@ def max_pool2d(
             input, kernel_size, stride, padding, dilation, ceil_mode, index_format=index_format
         )
     check_choice("index_format", index_format, INDEX_FORMATS)
-    if not (_is_fused(kernel_size, stride, padding, dilation) and _is_ours(input, ceil_mode)):
+    if not (is_2x2(kernel_size, stride, padding, dilation) and _is_ours(input, ceil_mode)):
         return F.max_pool2d(input, kernel_size, stride, padding, dilation, ceil_mode)
     return op.max_pool2x2(input, bool(ceil_mode))[0]
 
@@ -133,27 +132,50 @@ def max_unpool2d(
     Equivalent to: ``torch.nn.functional.max_unpool2d(...)`` for indices; for codes the map is taken to be of the
     size that was pooled.
     """
-    plain = not (isinstance(input, Tensor) and isinstance(indices, Tensor)) or input.dtype not in FLOATS
-    if not plain and indices.dtype == torch.uint8:
-        if not _is_fused(kernel_size, stride, padding, 1):
+    if isinstance(indices, Tensor) and indices.dtype == torch.uint8 and _is_float(input):
+        if not is_2x2(kernel_size, stride, padding, 1):
             raise ValueError(
                 "indices: expected int64 indices for kernel_size, stride, padding = "
                 f"{kernel_size}, {stride}, {padding}, got uint8 codes, which only a 2x2 pool with stride 2 makes"
             )
         return op.max_unpool2x2(input, indices, output_size)
-    if plain or indices.dtype != torch.int64 or input.shape != indices.shape or input.dim() not in (3, 4):
-        return F.max_unpool2d(input, indices, kernel_size, stride, padding, output_size)
+    return unpool_by_indices(
+        input, indices, kernel_size, stride, padding, output_size, refuse_cast_codes=True
+    )
+
+
+def _is_float(x: object) -> bool:
+    return isinstance(x, Tensor) and x.dtype in FLOATS
+
+
+def unpool_by_indices(
+    input: Tensor,
+    indices: Tensor,
+    kernel_size: IntOrPair,
+    stride: IntOrPair | None = None,
+    padding: IntOrPair = 0,
+    output_size: Sequence[int] | None = None,
+    *,
+    refuse_cast_codes: bool = False,
+) -> Tensor:
+    """`max_unpool2d` for int64 indices alone; `refuse_cast_codes`: complain of those that look like cast codes."""
     kernel = _pair(kernel_size, (0, 0))
     strides, paddings = _pair(stride, kernel), _pair(padding, (0, 0))
-    if not len(kernel) == len(strides) == len(paddings) == 2 or 0 in input.shape:
+    if (
+        not (_is_float(input) and isinstance(indices, Tensor) and indices.dtype == torch.int64)
+        or input.shape != indices.shape
+        or input.dim() not in (3, 4)
+        or not len(kernel) == len(strides) == len(paddings) == 2
+        or 0 in input.shape
+    ):
         return F.max_unpool2d(input, indices, kernel_size, stride, padding, output_size)
-    size = _unpooled_sides(input.shape[-2:], kernel, strides, paddings, output_size)
-    if _is_fused(kernel_size, stride, padding, 1):
+    size = unpooled_sides(input.shape[-2:], kernel, strides, paddings, output_size)
+    if refuse_cast_codes and is_2x2(kernel_size, stride, padding, 1):
         _refuse_cast_codes(indices)
     return op.max_unpool2d_indices(input, indices, size)
 
 
-def _unpooled_sides(
+def unpooled_sides(
     pooled: Sequence[int],
     kernel: Sequence[int],
     stride: Sequence[int],

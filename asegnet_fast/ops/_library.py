@@ -113,7 +113,7 @@ def _why_not_triton(op: Op, device: torch.device) -> str | None:
     )
 
 
-def _transformed() -> bool:
+def is_transformed() -> bool:
     """Whether a torch.func transform or forward-mode AD is active.
 
     Kernels with their own autograd give silently wrong (zero) tangents there; plain PyTorch is right.
@@ -123,7 +123,7 @@ def _transformed() -> bool:
 
 def use_reference() -> bool:
     """Whether the plain reference serves this call; if not, `serving` says what does."""
-    return _backend == "reference" or _transformed()
+    return _backend == "reference" or is_transformed()
 
 
 def serving(op: Op, tensor: Tensor) -> Op:
@@ -308,7 +308,7 @@ def _laid_out(reference: Callable, layout_of: int) -> Callable:
 
     def in_format(*args: object) -> object:
         results = reference(*args)
-        if _transformed():  # strides mean nothing on a batched tensor
+        if is_transformed():  # strides mean nothing on a batched tensor
             return results
         wanted = memory_format(args[layout_of])
 
