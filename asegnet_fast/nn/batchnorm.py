@@ -10,7 +10,7 @@ from asegnet_fast.ops.bn_relu import op, synchronised
 
 
 def begin(module: nn.BatchNorm2d, input: Tensor, relu: bool) -> tuple:
-    """Check the input and count the batch, as `torch.nn.BatchNorm2d` does; the op's options from the running mean on."""
+    """Check the input and count the batch, as `torch.nn.BatchNorm2d` does; the op's options from running_mean on."""
     module._check_input_dim(input)
     momentum = 0.0 if module.momentum is None else module.momentum
     if module.training and module.track_running_stats and module.num_batches_tracked is not None:
