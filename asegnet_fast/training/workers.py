@@ -15,6 +15,8 @@ from typing import Any
 from asegnet_fast.training.loop import TrainingError
 from asegnet_fast.training.progress import Reporter
 
+#: What asks a process to stop.
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
 #: How long processes may take to end after Ctrl-C before they are killed.
 GRACE_SECONDS = 20.0
 
@@ -43,12 +45,12 @@ def run_workers(count: int, reporter: Reporter, target: Callable, *arguments: An
         context.Process(target=_work, args=(number, messages, threads, target, arguments), daemon=True)
         for number in range(1, count + 1)
     ]
-    # Until a process can answer Ctrl-C in order, it waits.
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    # Until a process can answer in order, signals wait.
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     for process in processes:
         process.start()
     try:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         error = _watch(processes, messages, reporter)
     except BaseException:
         _interrupt(processes, messages)
@@ -130,8 +132,9 @@ def _work(number: int, messages: Any, threads: int, target: Callable, arguments:
     keep_large_allocations()
     torch.set_num_threads(threads)
     try:
-        signal.signal(signal.SIGINT, _interrupt_once)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+        for name in SIGNALS:
+            signal.signal(name, _interrupt_once)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         _end_with_parent()
         target(number, _Messenger(number, messages), *arguments)
     except KeyboardInterrupt:
@@ -144,10 +147,16 @@ def _work(number: int, messages: Any, threads: int, target: Callable, arguments:
         messages.put((number, "error", error))
 
 
+_interrupted = False
+
+
 def _interrupt_once(*_: object) -> None:
-    # A terminal interrupts every process, and the parent passes it on: the second one must not break the clearing up.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    raise KeyboardInterrupt
+    # A terminal or a batch system signals every process, and the parent passes it on: the second signal must not
+    # break the clearing up.
+    global _interrupted
+    if not _interrupted:
+        _interrupted = True
+        raise KeyboardInterrupt
 
 
 def _end_with_parent() -> None:
