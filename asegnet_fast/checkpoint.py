@@ -12,6 +12,7 @@ from torch import nn
 
 from asegnet_fast.errors import InputError
 from asegnet_fast.files import replacing
+from asegnet_fast.models import ASegNet, SegNet
 
 FORMAT = "asegnet_fast checkpoint 1"
 # What every checkpoint holds; training adds what it needs to go on.
@@ -64,6 +65,9 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     return content
 
 
+_NETWORKS = {"segnet": SegNet, "a_segnet": ASegNet}
+
+
 def build_network(model: str, keywords: dict[str, Any]) -> nn.Module:
     """Build `segnet` or `a_segnet` in the memory format training uses.
 
@@ -71,17 +75,35 @@ def build_network(model: str, keywords: dict[str, Any]) -> nn.Module:
         model: `segnet` or `a_segnet`.
         keywords: the class's keyword arguments.
     """
-    from asegnet_fast.models import ASegNet, SegNet
-
-    network = {"segnet": SegNet, "a_segnet": ASegNet}[model](**keywords)
-    return network.to(memory_format=torch.channels_last)
+    return _NETWORKS[model](**keywords).to(memory_format=torch.channels_last)
 
 
-def load_network(content: dict[str, Any]) -> nn.Module:
-    """The network of a checkpoint, with its weights, in evaluation mode on the CPU."""
-    network = build_network(content["model"], content["network"])
-    network.load_state_dict(content["state_dict"])
-    return network.eval()
+def load_network(content: dict[str, Any], name: str = "checkpoint") -> nn.Module:
+    """The network of a checkpoint, with its weights, in evaluation mode on the CPU.
+
+    Args:
+        content: what `read_checkpoint` returned.
+        name: how messages call it.
+
+    Raises:
+        ValueError: there is no such network, or the weights are not its weights.
+    """
+    try:
+        # Without memory of its own: what a file says of its network's size costs nothing until the weights fit.
+        with torch.device("meta"):
+            network = build_network(content["model"], content["network"])
+        network.load_state_dict(content["state_dict"], assign=True)
+        if not all(tensor.dtype == torch.float32 for tensor in network.parameters()):
+            raise TypeError("weights of another number type")
+    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+        reason = " ".join(str(error).split())[:120]
+        raise InputError(f"{name}: expected a network and its weights, got others ({reason})") from None
+    return network.to(memory_format=torch.channels_last).eval()
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """The autocast region of `--precision` on `device`."""
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
 
 
 def normalised(images: torch.Tensor, normalisation: dict[str, float]) -> torch.Tensor:

@@ -9,7 +9,7 @@ from tests.examples import examples
 
 
 def test_damaged_files_are_refused_in_one_line_or_read_right():
-    files = examples(300, 10000)
+    files = examples(200, 10000)
     counts, complaints = fuzz_nifti.run(files, seed=20)
     assert not complaints, "\n".join(complaints)
     assert sum(counts.values()) == files

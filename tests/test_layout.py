@@ -40,7 +40,7 @@ ALLOWED = {
         "files",
         "paper",
     },
-    "asegnet_fast.inference": {"checkpoint", "models", "data", "nn", "files"},
+    "asegnet_fast.inference": {"checkpoint", "data", "environment", "files"},
     "asegnet_fast.report": {"evaluation", "checkpoint", "data", "models", "files"},
     "asegnet_fast.cli": {
         "training",

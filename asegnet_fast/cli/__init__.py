@@ -15,7 +15,7 @@ from pathlib import Path
 
 import typer
 
-from asegnet_fast.cli import crossval, demo, evaluate, info, report, tune
+from asegnet_fast.cli import crossval, demo, evaluate, info, predict, report, tune
 from asegnet_fast.cli._run import PROGRAM
 from asegnet_fast.errors import InputError
 from asegnet_fast.training import distributed
@@ -35,8 +35,9 @@ app = typer.Typer(
 for command in (  # the order of --help
     crossval.crossval,
     tune.tune,
-    demo.demo,
+    predict.predict,
     evaluate.evaluate,
+    demo.demo,
     report.report,
     info.info,
 ):

@@ -6,6 +6,7 @@ import dataclasses
 import inspect
 import math
 from collections.abc import Callable
+from pathlib import Path
 from types import EllipsisType
 from typing import Annotated, Any
 
@@ -59,6 +60,17 @@ _HELP = {
     "profile": "Measure the share of time outside convolutions.",
 }
 _FIELDS = {field.name: field for field in dataclasses.fields(Settings)}
+
+
+def some_path(text: str) -> Path:
+    """Reads the value of a path option; nothing is no path, though pathlib takes it for the current folder.
+
+    Raises:
+        typer.BadParameter: nothing was given.
+    """
+    if not text:
+        raise typer.BadParameter("expected a path, got ''")
+    return Path(text)
 
 
 def takes_settings(*names: str | EllipsisType) -> Callable[[Callable], Callable]:

@@ -173,12 +173,18 @@ def _parsed(path: Path) -> nibabel.Nifti1Header:
     """The header, from its own bytes alone: nibabel would also read extensions of any length that it claims."""
     with gzip.open(path, "rb") if _is_gzip(path) else open(path, "rb") as stream:
         raw = stream.read(max(_KINDS))
-    for length, (place, magic, kind) in _KINDS.items():
-        size = raw[:4]
-        if length in (int.from_bytes(size, "little"), int.from_bytes(size, "big")) and len(raw) >= length:
-            if raw[place : place + 4] != magic:
-                raise ValueError("it does not start a single NIfTI file")
-            return kind(raw[:length])
+    for order in ("little", "big"):
+        length = int.from_bytes(raw[:4], order)
+        if length not in _KINDS or len(raw) < length:
+            continue
+        place, magic, kind = _KINDS[length]
+        if raw[place : place + 4] != magic:
+            raise ValueError("it does not start a single NIfTI file")
+        # Told the byte order, because nibabel guesses it from the number of dimensions.
+        header = kind(raw[:length], order)
+        if not 1 <= header["dim"][0] <= 7:
+            raise ValueError(f"it has {header['dim'][0]} dimensions")
+        return header
     raise ValueError("it has no NIfTI header's length")
 
 

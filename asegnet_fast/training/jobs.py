@@ -226,6 +226,7 @@ def train_folds(
         masks=torch.from_numpy(np.ascontiguousarray(slices.masks)).to(device),
         groups=np.asarray(slices.groups),
         num_classes=slices.num_classes,
+        label_values=slices.label_values,
     )
 
     def train(job: Job, go_on: Callable[[], None]) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from asegnet_fast.checkpoint import build_network, normalised, write_checkpoint
+from asegnet_fast.checkpoint import autocast, build_network, normalised, write_checkpoint
 from asegnet_fast.environment import deterministic
 from asegnet_fast.errors import InputError
 from asegnet_fast.evaluation.overlap import dice, pixel_counts
@@ -35,13 +35,15 @@ class TrainingError(RuntimeError):
 class Slices:
     """The whole data set on the device, and what identifies it.
 
-    images: uint8 [N, S, S], masks: uint8 [N, S, S], groups: which slices belong together, one entry for each.
+    images: uint8 [N, S, S], masks: uint8 [N, S, S], groups: which slices belong together, one entry for each;
+    label_values: the files' labels behind class 1, 2, ..., or all merged ones.
     """
 
     images: Tensor
     masks: Tensor
     groups: np.ndarray
     num_classes: int
+    label_values: tuple[int, ...] = ()
 
 
 def initial_network(settings: Settings, model: str, num_classes: int, fold: int) -> torch.nn.Module:
@@ -66,11 +68,6 @@ def predict_labels(network: torch.nn.Module, images: Tensor, normalisation: dict
     with torch.inference_mode(), autocast(images.device, precision):
         inputs = normalised(images, normalisation).contiguous(memory_format=torch.channels_last)
         return network(inputs).argmax(1)
-
-
-def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """The autocast region of `--precision` on `device`."""
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
 
 
 def evaluate(
@@ -227,6 +224,7 @@ def run_fold(
             "network": settings.network(row.model, slices.num_classes),
             "identity": identity,
             "settings": settings.to_json(),
+            "label_values": list(slices.label_values),
         }
 
         # 3. Go on where a checkpoint stands.

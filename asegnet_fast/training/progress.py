@@ -87,6 +87,17 @@ class Reporter:
         if self._bars is not None and done == total:
             self._bars.remove_task(self._tasks.pop(task))
 
+    def volumes(self, done: int, total: int, file: str) -> None:
+        """`done` of `total` volumes lie behind; `file` is next."""
+        if total > 1:
+            self._show("volumes", file, done, total)
+
+    def slices(self, done: int, total: int, file: str) -> None:
+        """`done` of `total` slices of this volume are predicted."""
+        self._show("slices", f"slices of {file}", done, total)
+        if self._bars is not None and done == total:
+            self._bars.remove_task(self._tasks.pop("slices"))
+
     def _show(self, task: str, text: str, done: int, total: int) -> None:
         if self._bars is None:
             return
