@@ -7,6 +7,7 @@ from asegnet_fast.ops.attention_gate.op import attention_gate
 from asegnet_fast.ops.bn_relu.op import bn_relu, bn_relu_max_pool2x2
 from asegnet_fast.ops.max_pool2x2.exchange import codes_to_indices, indices_to_codes
 from asegnet_fast.ops.max_pool2x2.op import max_pool2x2, max_unpool2x2
+from asegnet_fast.ops.max_pool2x2x2.op import max_pool2x2x2, max_unpool2x2x2
 from asegnet_fast.ops.tversky.op import (
     cross_entropy_loss,
     dice_loss,
@@ -32,7 +33,9 @@ __all__ = [
     "indices_to_codes",
     "loss_from_sums",
     "max_pool2x2",
+    "max_pool2x2x2",
     "max_unpool2x2",
+    "max_unpool2x2x2",
     "models",
     "nn",
     "region_sums",

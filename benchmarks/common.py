@@ -178,8 +178,10 @@ class Side:
 
 
 def _lay_out(value: Any, layout: str) -> Any:
-    four = isinstance(value, Tensor) and value.dim() == 4
-    return value.contiguous(memory_format=LAYOUTS[layout]) if four else value
+    if not isinstance(value, Tensor) or value.dim() not in (4, 5):
+        return value
+    volume = value.dim() == 5 and layout == "channels_last"
+    return value.contiguous(memory_format=torch.channels_last_3d if volume else LAYOUTS[layout])
 
 
 def arguments(case: Case, device: torch.device) -> tuple:

@@ -11,6 +11,7 @@ from asegnet_fast.nn.losses import (
     TverskyLoss,
 )
 from asegnet_fast.nn.pooling import MaxPool2d, MaxUnpool2d
+from asegnet_fast.nn.pooling3d import MaxPool3d, MaxUnpool3d
 from asegnet_fast.nn.sync_loss import SyncLoss
 
 __all__ = [
@@ -21,7 +22,9 @@ __all__ = [
     "FocalTverskyLoss",
     "GeneralizedDiceLoss",
     "MaxPool2d",
+    "MaxPool3d",
     "MaxUnpool2d",
+    "MaxUnpool3d",
     "SyncBatchNormReLU2d",
     "SyncLoss",
     "TverskyLoss",

@@ -23,13 +23,15 @@ class AttentionGate(nn.Module):
         gating_channels: Cg, channels of g.
         inter_channels: F, channels in which the two are compared; None: max(1, Cx // 2), as Oktay et al. 2018.
         mode: "additive" or "multiplicative".
-        upsample: how g reaches x's size, "bilinear" (align_corners=False) or "nearest".
+        upsample: how g reaches x's size, "bilinear" (align_corners=False; trilinear for volumes) or "nearest".
+        spatial_dims: 2 for maps, 3 for volumes, whose weights have one axis more.
 
     Parameters: `w_x.weight` [F, Cx, 1, 1], `w_g.weight` [F, Cg, 1, 1], `w_g.bias` [F], `psi.weight` [1, F, 1, 1] and
-    `psi.bias` [1], those of three `torch.nn.Conv2d(kernel_size=1)` (w_x without bias), initialised by them: uniform
-    in +-1 / sqrt(input channels).
+    `psi.bias` [1], those of three `torch.nn.Conv2d(kernel_size=1)` (w_x without bias; Conv3d for volumes),
+    initialised by them: uniform in +-1 / sqrt(input channels).
 
-    Shape: x [N, Cx, H, W], g [N, Cg, Hg, Wg] of x's size or coarser -> as x; with `return_alpha`, also [N, 1, H, W].
+    Shape: x [N, Cx, (D,) H, W], g [N, Cg, (Dg,) Hg, Wg] of x's size or coarser -> as x; with `return_alpha`, also
+    [N, 1, (D,) H, W].
 
     Raises:
         TypeError: a channel count is not an int. ValueError: it is below 1, or mode or upsample is another word.
@@ -49,6 +51,7 @@ class AttentionGate(nn.Module):
         inter_channels: int | None = None,
         mode: str = "additive",
         upsample: str = "bilinear",
+        spatial_dims: int = 2,
     ) -> None:
         super().__init__()
         _check_channels("in_channels", in_channels)
@@ -58,12 +61,14 @@ class AttentionGate(nn.Module):
         _check_channels("inter_channels", inter_channels)
         check_choice("mode", mode, MODES)
         check_choice("upsample", upsample, UPSAMPLES)
+        check_choice("spatial_dims", spatial_dims, (2, 3))
         self.mode = mode
         self.upsample = upsample
         # They hold the parameters; the fused op reads them, and their own forward is never called.
-        self.w_x = nn.Conv2d(in_channels, inter_channels, 1, bias=False)
-        self.w_g = nn.Conv2d(gating_channels, inter_channels, 1)
-        self.psi = nn.Conv2d(inter_channels, 1, 1)
+        convolution = nn.Conv2d if spatial_dims == 2 else nn.Conv3d
+        self.w_x = convolution(in_channels, inter_channels, 1, bias=False)
+        self.w_g = convolution(gating_channels, inter_channels, 1)
+        self.psi = convolution(inter_channels, 1, 1)
 
     def forward(self, x: Tensor, g: Tensor, return_alpha: bool = False) -> Tensor | tuple[Tensor, Tensor]:
         out, alpha = attention_gate(

@@ -22,13 +22,17 @@ IntOrPair = int | Sequence[int]
 INDEX_FORMATS = ("code", "torch")
 
 
-def _pair(value: IntOrPair | None, default: tuple[int, int]) -> tuple[int, ...]:
-    # torch takes None and an empty sequence as "not given".
+def as_tuple(value: IntOrPair | None, n: int, default: tuple[int, ...] = ()) -> tuple[int, ...]:
+    """`value` once for each of n axes. torch takes None and an empty sequence as "not given"."""
     if value is None or (isinstance(value, Sequence) and len(value) == 0):
         return default
     if isinstance(value, Sequence):
-        return tuple(value) * 2 if len(value) == 1 else tuple(value)
-    return (value, value)
+        return tuple(value) * n if len(value) == 1 else tuple(value)
+    return (value,) * n
+
+
+def _pair(value: IntOrPair | None, default: tuple[int, int]) -> tuple[int, ...]:
+    return as_tuple(value, 2, default)
 
 
 def is_2x2(kernel_size: IntOrPair, stride: IntOrPair | None, padding: IntOrPair, dilation: IntOrPair) -> bool:
@@ -42,17 +46,17 @@ def is_2x2(kernel_size: IntOrPair, stride: IntOrPair | None, padding: IntOrPair,
     )
 
 
-def _is_ours(x: object, ceil_mode: bool) -> bool:
-    """Whether the fused op takes this input; torch's own path takes the rest, its complaints included."""
+def is_float_map(x: object, axes: int, ceil_mode: bool) -> bool:
+    """Whether the fused pool over so many spatial axes takes this input; torch's own path takes the rest, its
+    complaints included."""
     if (
         not isinstance(x, Tensor)
         or x.layout != torch.strided
         or x.dtype not in FLOATS
-        or x.dim() not in (3, 4)
+        or x.dim() not in (axes + 1, axes + 2)
     ):
         return False
-    least = 1 if ceil_mode else 2
-    return x.shape[-3] > 0 and x.shape[-2] >= least and x.shape[-1] >= least
+    return x.shape[-axes - 1] > 0 and min(x.shape[-axes:]) >= (1 if ceil_mode else 2)
 
 
 def max_pool2d_with_indices(
@@ -79,7 +83,7 @@ def max_pool2d_with_indices(
     Equivalent to: ``torch.nn.functional.max_pool2d(..., return_indices=True)``.
     """
     check_choice("index_format", index_format, INDEX_FORMATS)
-    if not (is_2x2(kernel_size, stride, padding, dilation) and _is_ours(input, ceil_mode)):
+    if not (is_2x2(kernel_size, stride, padding, dilation) and is_float_map(input, 2, ceil_mode)):
         return F.max_pool2d(input, kernel_size, stride, padding, dilation, ceil_mode, return_indices=True)
     y, code = op.max_pool2x2(input, bool(ceil_mode))
     return y, code if index_format == "code" else exchange.codes_to_indices(code, input.shape)
@@ -104,7 +108,7 @@ def max_pool2d(
             input, kernel_size, stride, padding, dilation, ceil_mode, index_format=index_format
         )
     check_choice("index_format", index_format, INDEX_FORMATS)
-    if not (is_2x2(kernel_size, stride, padding, dilation) and _is_ours(input, ceil_mode)):
+    if not (is_2x2(kernel_size, stride, padding, dilation) and is_float_map(input, 2, ceil_mode)):
         return F.max_pool2d(input, kernel_size, stride, padding, dilation, ceil_mode)
     return op.max_pool2x2(input, bool(ceil_mode))[0]
 

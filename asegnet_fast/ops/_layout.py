@@ -5,13 +5,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+#: Axes from the innermost on in channels_last and channels_last_3d.
+_ORDER = {4: (1, 3, 2, 0), 5: (1, 4, 3, 2, 0)}
+
 
 def is_channels_last(t: Tensor) -> bool:
-    """Whether the strides of a 4-D tensor run in the order N, H, W, C (dense or not)."""
-    if t.dim() != 4 or t.stride(1) == 0:
+    """Whether the strides of a 4-D or 5-D tensor run in the order N, (D,) H, W, C (dense or not)."""
+    if t.dim() not in _ORDER or t.stride(1) == 0:
         return False
     least = 0
-    for d in (1, 3, 2, 0):
+    for d in _ORDER[t.dim()]:
         if t.size(d) == 0 or t.stride(d) < least:
             return False
         if d == 0 and least == t.stride(1):  # [N, 1, 1, 1] and the like stay NCHW
@@ -22,4 +25,6 @@ def is_channels_last(t: Tensor) -> bool:
 
 def memory_format(t: Tensor) -> torch.memory_format:
     """The format in which an op returns its result when `t` is its leading input."""
-    return torch.channels_last if is_channels_last(t) else torch.contiguous_format
+    if not is_channels_last(t):
+        return torch.contiguous_format
+    return torch.channels_last if t.dim() == 4 else torch.channels_last_3d

@@ -269,7 +269,7 @@ def define(
         schema: arguments and results, as in "(Tensor x) -> Tensor", a tensor first. No keyword-only arguments:
             they do not pass an autocast kernel.
         reference: plain PyTorch; must not return its inputs or views of them.
-        layout_of: position of the argument whose memory format the 4-D results take, as the native kernels
+        layout_of: position of the argument whose memory format the 4-D or 5-D results take, as the native kernels
             and the fake kernel have it. None: results stay as the reference makes them.
         listed: whether `backends()` reports it (backward ops follow their forward op).
         triton: name of the module whose function `name` is the Triton kernel, of the same arguments and results.
@@ -304,7 +304,7 @@ def _triton_kernel(module: str, name: str) -> Callable:
 
 
 def _laid_out(reference: Callable, layout_of: int) -> Callable:
-    """`reference` with its 4-D results in the memory format of one argument."""
+    """`reference` with its 4-D or 5-D results in the memory format of one argument."""
 
     def in_format(*args: object) -> object:
         results = reference(*args)
@@ -313,7 +313,7 @@ def _laid_out(reference: Callable, layout_of: int) -> Callable:
         wanted = memory_format(args[layout_of])
 
         def lay_out(r: object) -> object:
-            return r.contiguous(memory_format=wanted) if isinstance(r, Tensor) and r.dim() == 4 else r
+            return r.contiguous(memory_format=wanted) if isinstance(r, Tensor) and r.dim() in (4, 5) else r
 
         return tuple(lay_out(r) for r in results) if isinstance(results, tuple) else lay_out(results)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from asegnet_fast.ops import _library
 from asegnet_fast.ops._checks import (
@@ -28,11 +29,11 @@ UPSAMPLES = ("bilinear", "nearest")
 
 
 def _matrix(name: str, weight: Tensor, channels: int | None, source: str | None) -> Tensor:
-    """[F, C] from [F, C] or [F, C, 1, 1]."""
-    check_tensor(name, weight, (2, 4))
-    if weight.dim() == 4:
-        if weight.shape[2:] != (1, 1):
-            raise wrong_value(name, "shape [F, C] or [F, C, 1, 1]", weight)
+    """[F, C] from [F, C], [F, C, 1, 1] or [F, C, 1, 1, 1]."""
+    check_tensor(name, weight, (2, 4, 5))
+    if weight.dim() > 2:
+        if weight.shape[2:].numel() != 1:
+            raise wrong_value(name, "shape [F, C], [F, C, 1, 1] or [F, C, 1, 1, 1]", weight)
         weight = weight.flatten(1)
     if weight.shape[0] == 0 or weight.shape[1] != channels:
         raise wrong_value(
@@ -42,24 +43,26 @@ def _matrix(name: str, weight: Tensor, channels: int | None, source: str | None)
 
 
 def _vector(name: str, value: Tensor, length: int) -> Tensor:
-    """[length] from [length]; for w_psi also from a convolution's [1, length, 1, 1]."""
+    """[length] from [length]; for w_psi also from a convolution's [1, length, 1, 1] or [1, length, 1, 1, 1]."""
     check_tensor(name, value)
-    shapes = [(length,), (1, length, 1, 1)] if name == "w_psi" else [(length,)]
+    shapes = [(length,)]
+    if name == "w_psi":
+        shapes += [(1, length, 1, 1), (1, length, 1, 1, 1)]
     if tuple(value.shape) not in shapes:
         raise wrong_value(name, f"shape {' or '.join(map(str, shapes))}", value)
     return value.flatten()
 
 
 def _check_maps(x: Tensor, g: Tensor) -> None:
-    check_tensor("x", x, (4,))
-    check_tensor("g", g, (4,))
+    check_tensor("x", x, (4, 5))
+    check_tensor("g", g, (x.dim(),))
     if x.shape[1] == 0:
         raise wrong_value("x", "at least one channel", x)
     if g.shape[1] == 0 or g.shape[0] != x.shape[0]:
         raise wrong_value("g", f"{x.shape[0]} images, as x, and at least one channel", g)
-    for fine, coarse in zip(x.shape[-2:], g.shape[-2:], strict=True):
+    for fine, coarse in zip(x.shape[2:], g.shape[2:], strict=True):
         if not (0 if fine == 0 else 1) <= coarse <= fine:
-            raise wrong_value("g", f"x's height and width, {tuple(x.shape[-2:])}, or a coarser map", g)
+            raise wrong_value("g", f"x's sides, {tuple(x.shape[2:])}, or a coarser map", g)
 
 
 def _check_dtypes(tensors: dict[str, Tensor]) -> None:
@@ -95,18 +98,19 @@ def attention_gate(
         out   = alpha * x
 
     Args:
-        x: [N, Cx, H, W], the skip connection; float32, float64, bfloat16 or float16, any strides.
-        g: [N, Cg, Hg, Wg], the gating map, Hg <= H and Wg <= W in any ratio.
-        w_x: [F, Cx] or [F, Cx, 1, 1].
-        w_g: [F, Cg] or [F, Cg, 1, 1].
+        x: [N, Cx, H, W] or [N, Cx, D, H, W], the skip connection; float32, float64, bfloat16 or float16, any strides.
+        g: [N, Cg, Hg, Wg] or [N, Cg, Dg, Hg, Wg], the gating map, no side longer than x's, in any ratio.
+        w_x: [F, Cx], or a 1x1 convolution's weight.
+        w_g: [F, Cg], or a 1x1 convolution's weight.
         b_g: [F].
-        w_psi: [F] or [1, F, 1, 1].
+        w_psi: [F], or the weight of a 1x1 convolution to one channel.
         b_psi: [1].
         mode: "additive" or "multiplicative".
-        upsample: how g reaches x's size, "bilinear" (align_corners=False) or "nearest".
+        upsample: how g reaches x's size, "bilinear" (align_corners=False; trilinear for volumes) or "nearest".
+            Volumes of different sizes are resized by PyTorch, after the projection to F channels.
 
     Returns:
-        (out, alpha): out in x's shape, dtype and memory format; alpha [N, 1, H, W] in 0..1. Both have gradients. Half
+        (out, alpha): out in x's shape, dtype and memory format; alpha [N, 1, ...] in 0..1. Both have gradients. Half
         inputs are summed in float32. Under autocast all inputs but float64 ones are cast to its dtype, which is
         then that of the results.
 
@@ -133,11 +137,37 @@ def attention_gate(
     b_psi = _vector("b_psi", b_psi, 1)
     tensors = {"x": x, "g": g, "w_x": w_x, "w_g": w_g, "b_g": b_g, "w_psi": w_psi, "b_psi": b_psi}
     _check_dtypes(tensors)
+    if x.dim() == 5:
+        return _of_volumes(*tensors.values(), mode, upsample)
     if _library.use_reference():
         return _reference(tensors, mode, upsample)
     forward = _library.serving(_forward, x)
     out, alpha, _, _ = forward(*tensors.values(), mode == "multiplicative", upsample == "nearest")
     return out, alpha
+
+
+def _of_volumes(
+    x: Tensor,
+    g: Tensor,
+    w_x: Tensor,
+    w_g: Tensor,
+    b_g: Tensor,
+    w_psi: Tensor,
+    b_psi: Tensor,
+    mode: str,
+    upsample: str,
+) -> tuple[Tensor, Tensor]:
+    """The gate of [N, C, D, H, W]: pixel by pixel it is that of maps of D * H rows."""
+    if g.shape[2:] != x.shape[2:]:
+        options = (
+            {"mode": "nearest"} if upsample == "nearest" else {"mode": "trilinear", "align_corners": False}
+        )
+        g = F.interpolate(F.conv3d(g, w_g[:, :, None, None, None], b_g), size=x.shape[2:], **options)
+        w_g, b_g = torch.eye(len(w_g), dtype=w_g.dtype, device=w_g.device), torch.zeros_like(b_g)
+    sides = x.shape[2:4]
+    rows = (x.flatten(2, 3), g.flatten(2, 3))
+    out, alpha = attention_gate(*rows, w_x, w_g, b_g, w_psi, b_psi, mode, upsample)
+    return out.unflatten(2, sides), alpha.unflatten(2, sides)
 
 
 def _reference(tensors: dict[str, Tensor], mode: str, upsample: str) -> tuple[Tensor, Tensor]:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from asegnet_fast.ops._samples import LAYOUTS, lay_out
+from asegnet_fast.ops._samples import LAYOUTS, lay_out, with_special_values
 from asegnet_fast.ops.max_pool2x2 import reference
 
 #: name -> shape of the full map
@@ -30,13 +30,8 @@ def inputs(
             for ceil_mode in (False, True):
                 g = torch.Generator().manual_seed(len(name) + 7 * ceil_mode)
                 x = torch.randint(-3, 4, shape, generator=g).to(torch.float64)
-                if not integers and x.numel():
-                    x = x + torch.where(
-                        torch.rand(shape, generator=g) < 0.5, torch.rand(shape, generator=g), 0.0
-                    )
-                    special = torch.tensor([float("nan"), float("inf"), -float("inf"), -0.0, 0.0])
-                    pick = torch.randint(0, 5, shape, generator=g)
-                    x = torch.where(torch.rand(shape, generator=g) < 0.2, special[pick].double(), x)
+                if not integers:
+                    x = with_special_values(x, g)
                 x = lay_out(x.to(device=device, dtype=dtype), layout)
                 yield f"{name}-{layout}{'-ceil' if ceil_mode else ''}", (x, ceil_mode)
 
