@@ -21,6 +21,7 @@ VALID = {
     "predict": ["--input", "ct.nii", "--out", "out", "--checkpoint", "net.pt", "--device", "cpu"],
     "tune": ["--data", data_folder(), "--out", "run", *TINY, "--epochs", "2"],
     "demo": ["--out", "run"],
+    "evaluate": ["--predictions", "ct.nii", "--truth", "ct.nii", "--out", "out"],
 }
 #: What is wrong for each kind of value, by what --help shows for it.
 WHOLE = ["x", "", "1.5", "-1"]

@@ -30,6 +30,7 @@ from asegnet_fast.evaluation.statistics import (
 from asegnet_fast.evaluation.storage import read_records
 from asegnet_fast.evaluation.summary import summarise
 from asegnet_fast.evaluation.surface import SurfaceDistances, slice_surface_distances, surface_distances
+from asegnet_fast.evaluation.volumes import belongs_to_run, measure_volumes
 
 __all__ = [
     "Bootstrap",
@@ -41,6 +42,7 @@ __all__ = [
     "Record",
     "Space",
     "SurfaceDistances",
+    "belongs_to_run",
     "bootstrap",
     "compare",
     "dice",
@@ -53,6 +55,7 @@ __all__ = [
     "mean_interval",
     "measure_case",
     "measure_masks",
+    "measure_volumes",
     "paired_test",
     "pixel_counts",
     "pooled_difference",

@@ -79,7 +79,7 @@ class Conventions:
             ValueError: an unknown item.
         """
         words = dict(_DEFAULT)
-        for item in filter(None, (part.strip() for part in text.split(","))):
+        for item in (part.strip() for part in text.split(",")):
             name, equals, value = (part.strip() for part in item.partition("="))
             if not equals and name in PRESETS:
                 words |= {**_DEFAULT, **PRESETS[name]}

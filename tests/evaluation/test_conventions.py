@@ -18,7 +18,7 @@ def dice_of(text, *counts):
 
 def test_overlap():
     nan = math.nan
-    assert dice_of("", BOTH, MISSED, INVENTED) == [1, 0, 0]
+    assert dice_of("default", BOTH, MISSED, INVENTED) == [1, 0, 0]
     assert dice_of("dice=nan", BOTH, MISSED, INVENTED) == pytest.approx([nan, 0, 0], nan_ok=True)
     assert dice_of("dice=zero/nan", BOTH, MISSED, INVENTED, FOUND) == pytest.approx(
         [0, 0, nan, 4 / 6], nan_ok=True
@@ -30,7 +30,7 @@ def test_overlap():
 @pytest.mark.parametrize(
     ("text", "both", "one"),
     [
-        ("", math.nan, 50),
+        ("default", math.nan, 50),
         ("hd95=zero/inf", 0, math.inf),
         ("hd95=nan/nan", math.nan, math.nan),
         ("hd95=diagonal/374", 50, 374),
@@ -44,7 +44,8 @@ def test_distances(text, both, one):
 
 
 def test_the_monai_preset_is_what_monai_does():
-    metrics = pytest.importorskip("monai.metrics")
+    from monai import metrics
+
     mask = torch.zeros(1, 1, 6, 6)
     mask[..., 2:4, 2:4] = 1
     nothing = torch.zeros_like(mask)
@@ -77,15 +78,17 @@ def test_the_words_are_told():
     text = Conventions.parse("nnunet,hd95=nan/374").to_json()
     assert text["dice"] == "nan/zero" and text["hd95"] == "nan/374" and text["assd"] == "nan/diagonal"
     assert Conventions.parse(",".join(f"{k}={v}" for k, v in text.items())).to_json() == text
-    sentences = Conventions.parse("").sentences(distances=True)
+    sentences = Conventions().sentences(distances=True)
     assert "dice 1 where both masks are empty, 0 where only the truth is" in sentences
     assert "hd95 left out where both masks are empty, the image's diagonal where only one is" in sentences
-    assert not any("hd95" in line for line in Conventions.parse("").sentences(distances=False))
+    assert not any("hd95" in line for line in Conventions().sentences(distances=False))
 
 
 @pytest.mark.parametrize(
     "text",
     [
+        "",
+        "dice=nan,",
         "nonsense",
         "dice",
         "dice=",
