@@ -154,6 +154,24 @@ def create_text(path: Path, text: str) -> bool:
         temporary.unlink(missing_ok=True)
 
 
+def check_writable(out: Path) -> None:
+    """Refuse a path for `--out` where no folder can be made or written.
+
+    Args:
+        out: the folder; it need not be there.
+
+    Raises:
+        ValueError: a file is in the way, or the folder is another's.
+    """
+    there = next(path for path in (out, *out.absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise InputError(
+            f"--out: expected a folder, got {'' if there == out else 'a path through '}a file ({out})"
+        )
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise InputError(f"--out: expected a folder that can be written, got {out}")
+
+
 def sha256_of(path: Path) -> str:
     """The sha256 of a file's bytes, in hexadecimal."""
     digest = hashlib.sha256()

@@ -119,7 +119,7 @@ def test_an_input_is_never_written_over(tmp_path, net, capsys):
         (["-i", "twice"], "--input: expected one file a case, got a.nii and a_0000.nii"),
         (["-i", "two", "-o", "out.nii.gz"], "--out: expected a folder for 2 volumes"),
         (["-o", "net.pt/out"], "--out: expected a folder, got a path through a file"),
-        (["-o", "net.pt"], "--out: expected a folder, got a path through a file"),
+        (["-o", "net.pt"], "--out: expected a folder, got a file (net.pt)"),
         (["--lung-mask", "none.nii"], "--lung-mask: expected the file of ct.nii's lung"),
         (["-i", "two", "--lung-mask", "ct.nii"], "--lung-mask: expected a folder"),
         (["-i", "two", "--lung-mask", "empty"], "--lung-mask: expected a mask for a.nii in empty, got none"),

@@ -15,7 +15,7 @@ import asegnet_fast.cli as cli
 from tests.predictions import checkpoint, volume
 from tests.program_runs import TINY, data_folder, snapshot
 
-#: What would be a right call, to which one wrong option is added; `ct.nii`, `net.pt` and `file` lie in the folder.
+#: What would be a right call, to which one wrong option is added; `files` are in the folder.
 VALID = {
     "crossval": ["--data", data_folder(), "--out", "run", *TINY],
     "predict": ["--input", "ct.nii", "--out", "out", "--checkpoint", "net.pt", "--device", "cpu"],
@@ -26,6 +26,7 @@ VALID = {
 #: What is wrong for each kind of value, by what --help shows for it.
 WHOLE = ["x", "", "1.5", "-1"]
 KINDS = {"N": WHOLE, "K": WHOLE, "X": ["x", "", "nan", "-1"], "|": ["nonsense", ""]}
+KINDS["MM"] = KINDS["X"]
 KINDS["LOW:HIGH"] = ["x", "", "0.3:0.1", "nan", "-1:2", "1:2:3"]
 #: What is wrong for a text or a path; any other's is "" and a place that is not there.
 WRONG = {
@@ -33,6 +34,7 @@ WRONG = {
     "cache": ["", "file/cache"],
     "models": ["", "unet"],
     "augment": ["nonsense"],
+    "empty": ["", "dice=2", "volume=nan"],
     "losses": ["", "dice", "tl:1"],
     "widths": ["", "x", "0", "4,-8"],
     "convs": ["", "x", "0", "1,-1"],

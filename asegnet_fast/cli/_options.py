@@ -73,6 +73,11 @@ def some_path(text: str) -> Path:
     return Path(text)
 
 
+def path_option(help: str, *flags: str, metavar: str = "PATH") -> Any:
+    """An option whose value is a path, never an empty one."""
+    return typer.Option(*flags, help=help, show_default=False, metavar=metavar, parser=some_path)
+
+
 def takes_settings(*names: str | EllipsisType) -> Callable[[Callable], Callable]:
     """Give a command the options of some fields of `Settings`; it gets them as its first argument, `given`.
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from asegnet_fast.cli._options import some_path
+from asegnet_fast.cli._options import path_option, some_path
 from asegnet_fast.errors import InputError
 
 if TYPE_CHECKING:
@@ -20,10 +20,6 @@ if TYPE_CHECKING:
 _EVERY_PAIR = "all"
 _SLICES = ("auto", "test", "all")
 _SELECTED = {"all": "on all slices", "lesion": "on slices with a true lesion"}
-
-
-def _path(help: str) -> Any:
-    return typer.Option(help=help, show_default=False, metavar="PATH", parser=some_path)
 
 
 def _choice(help: str, *choices: str) -> Any:
@@ -38,17 +34,18 @@ def evaluate(
         ),
     ] = None,
     predictions: Annotated[
-        Path | None, _path("Predicted NIfTI masks of any tool: a folder or a file.")
+        Path | None, path_option("Predicted NIfTI masks of any tool: a folder or a file.")
     ] = None,
-    truth: Annotated[Path | None, _path("True masks of the same names: a folder or a file.")] = None,
+    truth: Annotated[Path | None, path_option("True masks of the same names: a folder or a file.")] = None,
     checkpoint: Annotated[
-        Path | None, _path("A checkpoint, or a row's folder in a run: every fold's on its own test slices.")
+        Path | None,
+        path_option("A checkpoint, or a row's folder in a run: every fold's on its own test slices."),
     ] = None,
-    data: Annotated[Path | None, _path("Folder with images and masks for --checkpoint.")] = None,
-    out: Annotated[Path | None, _path("Folder for the results [default: RUN/evaluation].")] = None,
+    data: Annotated[Path | None, path_option("Folder with images and masks for --checkpoint.")] = None,
+    out: Annotated[Path | None, path_option("Folder for the results [default: RUN/evaluation].")] = None,
     compare: Annotated[
         Path | None,
-        _path(
+        path_option(
             "Paired tests against this: other predicted masks, another checkpoint or an earlier evaluation.json; of a "
             "RUN, the row that every other is compared with (its first by default), or 'all' for every pair."
         ),
@@ -76,7 +73,7 @@ def evaluate(
         ),
     ] = "auto",
     groups: Annotated[
-        Path | None, _path("CSV file,first,last,patient: whose the slices of a file are.")
+        Path | None, path_option("CSV file,first,last,patient: whose the slices of a file are.")
     ] = None,
     empty: Annotated[
         str,
@@ -108,7 +105,7 @@ def evaluate(
     from asegnet_fast.environment import choose_device, keep_large_allocations
     from asegnet_fast.evaluation import Bootstrap, Conventions, evaluate_records, write_evaluation
     from asegnet_fast.evaluation.tables import short_foot, terminal_tables
-    from asegnet_fast.training.crossval import check_writable
+    from asegnet_fast.files import check_writable
     from asegnet_fast.training.progress import Reporter
 
     _one_of("--labels", labels, ("merge", "keep"))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from asegnet_fast.cli._options import some_path, takes_settings
+from asegnet_fast.cli._options import path_option, some_path, takes_settings
 from asegnet_fast.cli._run import PROGRAM
 from asegnet_fast.errors import InputError
 from asegnet_fast.training.config import Settings, convert
@@ -18,10 +18,6 @@ if TYPE_CHECKING:
     from asegnet_fast.training.progress import Reporter
 
 
-def _path(help: str, *flags: str, metavar: str = "PATH") -> Any:
-    return typer.Option(*flags, help=help, show_default=False, metavar=metavar, parser=some_path)
-
-
 def _switch(flag: str, help: str) -> Any:
     return typer.Option(flag, help=help, show_default=False)
 
@@ -29,13 +25,13 @@ def _switch(flag: str, help: str) -> Any:
 @takes_settings(..., "batch_size", "device", "precision", "backend")
 def predict(
     given: dict[str, Any],
-    image: Annotated[Path, _path("NIfTI volume, or a folder of them.", "--input", "-i")],
+    image: Annotated[Path, path_option("NIfTI volume, or a folder of them.", "--input", "-i")],
     out: Annotated[
-        Path, _path("Folder for the results; for one volume also the mask's file.", "--out", "-o")
+        Path, path_option("Folder for the results; for one volume also the mask's file.", "--out", "-o")
     ],
     checkpoint: Annotated[
         list[Path],
-        _path(
+        path_option(
             "Checkpoint, or a row of a run (RUN/a_segnet--dl) for all its folds; several make an ensemble.",
             metavar="CHECKPOINT",
         ),
@@ -47,7 +43,7 @@ def predict(
         ),
     ] = None,
     lung_mask: Annotated[
-        Path | None, _path("Mask of the lung, or a folder of them; adds the share of the lung.")
+        Path | None, path_option("Mask of the lung, or a folder of them; adds the share of the lung.")
     ] = None,
     probabilities: Annotated[
         bool, _switch("--probabilities", "Also write the lesion's probability (float32).")

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from asegnet_fast.data.header import SUFFIXES, nifti_stem
 from asegnet_fast.errors import InputError
+from asegnet_fast.files import check_writable
 from asegnet_fast.inference.ensemble import Ensemble
 
 # nnU-Net's name for the first channel of a case, which its masks do not carry.
@@ -133,7 +133,7 @@ def plan_outputs(
     if own_file and len(jobs) > 1:
         raise InputError(f"--out: expected a folder for {len(jobs)} volumes, got a file's name ({out})")
     folder = out.parent if own_file else out
-    _check_folder(folder)
+    check_writable(folder)
     sources = {path.resolve() for job in jobs for path in (job.image, job.lung) if path is not None}
     sources |= {member.path.resolve() for member in ensemble.members}
     plans = []
@@ -161,11 +161,3 @@ def plan_outputs(
                 raise InputError(f"--out: expected no {path} there, got one (replace files with --overwrite)")
         plans.append(outputs)
     return plans
-
-
-def _check_folder(folder: Path) -> None:
-    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    if not there.is_dir():
-        raise InputError(f"--out: expected a folder, got a path through a file ({there})")
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise InputError(f"--out: expected a folder that can be written, got {folder}")

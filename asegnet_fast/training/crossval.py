@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +10,14 @@ import numpy as np
 
 from asegnet_fast.environment import check_backend, choose_device, environment
 from asegnet_fast.errors import InputError
-from asegnet_fast.files import create_json, is_temporary, read_json, remove_leftovers, write_json
+from asegnet_fast.files import (
+    check_writable,
+    create_json,
+    is_temporary,
+    read_json,
+    remove_leftovers,
+    write_json,
+)
 from asegnet_fast.training import distributed
 from asegnet_fast.training.config import Row, Settings, convert, differences
 from asegnet_fast.training.jobs import (
@@ -112,21 +118,6 @@ def check_run_folder(settings: Settings, resume: bool, fingerprint: str | None =
         )
     remove_leftovers(out)
     return True
-
-
-def check_writable(out: Path) -> None:
-    """Refuse a path for `--out` where no folder can be made or written.
-
-    Raises:
-        ValueError: a file is in the way, or the folder is another's.
-    """
-    there = next(path for path in (out, *out.absolute().parents) if path.exists())
-    if not there.is_dir():
-        raise InputError(
-            f"--out: expected a folder, got {'' if there == out else 'a path through '}a file ({out})"
-        )
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise InputError(f"--out: expected a folder that can be written, got {out}")
 
 
 def check_network(settings: Settings) -> None:

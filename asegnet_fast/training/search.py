@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from asegnet_fast.errors import InputError
-from asegnet_fast.files import create_json, is_temporary, read_json
+from asegnet_fast.files import check_writable, create_json, is_temporary, read_json
 from asegnet_fast.training.config import Settings, convert, differences
-from asegnet_fast.training.crossval import check_writable
 from asegnet_fast.training.loop import Slices
 from asegnet_fast.training.space import Space
 from asegnet_fast.training.split import training_part
