@@ -14,7 +14,8 @@ from asegnet_fast.errors import InputError
 from asegnet_fast.training.config import Settings, convert
 
 if TYPE_CHECKING:
-    from asegnet_fast.inference import Ensemble
+    from asegnet_fast.data.notes import Notes
+    from asegnet_fast.inference import Ensemble, Job, Outputs
     from asegnet_fast.training.progress import Reporter
 
 
@@ -60,6 +61,7 @@ def predict(
     used does not stop the others.
     """
     import asegnet_fast as af
+    from asegnet_fast.data.notes import Notes
     from asegnet_fast.environment import check_backend, choose_device, keep_large_allocations, precision_note
     from asegnet_fast.files import remove_leftovers
     from asegnet_fast.inference import find_volumes, load_ensemble, plan_outputs
@@ -75,7 +77,7 @@ def predict(
     plans = plan_outputs(jobs, out, ensemble, probabilities, attention, overlay, overwrite)
     for folder in {path.parent for outputs in plans for path in outputs.all()}:
         remove_leftovers(folder)
-    failed = 0
+    failed, notes = 0, Notes()
     with Reporter() as reporter, af.use_backend(settings.backend):
         reporter.say(f"{_told(ensemble)}; device {device}, {settings.precision}, backend {settings.backend}")
         if note := precision_note(settings.precision, device):
@@ -83,7 +85,7 @@ def predict(
         for index, (job, outputs) in enumerate(zip(jobs, plans, strict=True)):
             reporter.volumes(index, len(jobs), job.image.name)
             try:
-                _predict_one(ensemble, job, outputs, settings.batch_size, reporter)
+                _predict_one(ensemble, job, outputs, settings.batch_size, reporter, notes)
             except InputError as error:
                 if len(jobs) == 1:
                     raise
@@ -94,12 +96,16 @@ def predict(
                     f"interrupted; {index} of {len(jobs)} volumes are whole, nothing is half-written"
                 )
                 raise typer.Exit(130) from None
+        for note in notes.lines(len(jobs), "volumes"):
+            reporter.say(f"note: {note}")
     if failed:
         print(f"{PROGRAM}: {failed} of {len(jobs)} volumes could not be predicted", file=sys.stderr)
         raise typer.Exit(2)
 
 
-def _predict_one(ensemble: Ensemble, job: Any, outputs: Any, batch_size: int, reporter: Reporter) -> None:
+def _predict_one(
+    ensemble: Ensemble, job: Job, outputs: Outputs, batch_size: int, reporter: Reporter, notes: Notes
+) -> None:
     import torch
 
     from asegnet_fast.inference import predict_volume
@@ -120,7 +126,7 @@ def _predict_one(ensemble: Ensemble, job: Any, outputs: Any, batch_size: int, re
             f"{ensemble.size} pixels)"
         ) from None
     for note in report["notes"]:
-        reporter.say(f"note: {job.image.name}: {note}")
+        notes.add(note, job.image.name)
     result = report["result"]
     ml = result["lesion"]["ml"]
     parts = [

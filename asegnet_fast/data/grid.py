@@ -108,7 +108,8 @@ def make_grid(name: str, header: nibabel.Nifti1Header, shape: tuple[int, int, in
         header: a NIfTI header.
         shape: the three axes of its volume; a picture of two axes has 1 as the last.
     """
-    affine = np.array(header.get_best_affine(), np.float64)
+    with np.errstate(all="ignore"):
+        affine = np.array(header.get_best_affine(), np.float64)
     orientation = _orientation(affine)
     problem = _affine_problem(header, affine) if orientation is not None else UNUSABLE
     if orientation is None:

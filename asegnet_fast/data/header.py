@@ -154,11 +154,12 @@ def open_nifti(path: str | os.PathLike, name: str | None = None) -> NiftiFile:
     level = nibabel_log.level
     nibabel_log.setLevel(logging.CRITICAL + 1)
     try:
-        header = _parsed(path)
-        stored_shape = tuple(int(n) for n in header.get_data_shape())
-        dtype, offset = header.get_data_dtype(), int(header.get_data_offset())
-        slope, inter = header.get_slope_inter()
-        header.get_best_affine()
+        with np.errstate(all="ignore"):
+            header = _parsed(path)
+            stored_shape = tuple(int(n) for n in header.get_data_shape())
+            dtype, offset = header.get_data_dtype(), int(header.get_data_offset())
+            slope, inter = header.get_slope_inter()
+            header.get_best_affine()
     except Exception as error:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise DataError(f"{name}: expected a NIfTI file, its header cannot be read ({reason})") from None

@@ -23,6 +23,7 @@ from asegnet_fast.data.intensity import (
 from asegnet_fast.data.labels import MAX_LABELS, coded_labels, whole_labels
 from asegnet_fast.data.layout import Pair, discover
 from asegnet_fast.data.nifti import Volume, read_volume
+from asegnet_fast.data.notes import Notes
 from asegnet_fast.errors import InputError
 
 LABELS = ("merge", "keep")
@@ -160,7 +161,7 @@ def load_image(
         DataError: the file cannot be used.
     """
     _check_options(size, intensity)
-    notes = _Notes()
+    notes = Notes()
     volume = read_volume(path)
     chosen = _inspect(volume, intensity, notes)
     return volume, resize_images(volume.to_slices(), size, chosen.low, chosen.high), tuple(notes.lines(1))
@@ -182,7 +183,7 @@ def _decode(
     root: Path, pairs: list[Pair], size: int, intensity: str, labels: str, select: str, progress
 ) -> tuple[np.ndarray, np.ndarray, dict]:
     """Reads all pairs; returns images, masks and a JSON-able record of everything else."""
-    notes = _Notes()
+    notes = Notes()
     images, masks, file_labels = [], [], []
     sources: list[str] = []
     indices: list[int] = []
@@ -238,7 +239,7 @@ def _decode(
     return np.concatenate(images), np.concatenate(masks), record
 
 
-def _inspect(image: Volume, intensity: str, notes: "_Notes") -> IntensityRange:
+def _inspect(image: Volume, intensity: str, notes: Notes) -> IntensityRange:
     """Chooses the intensity range of an image and notes what is odd about the file."""
     for remark in image.remarks():
         notes.add(remark, image.name)
@@ -274,36 +275,6 @@ def _swapped_hint(image: Volume) -> str:
 
 def _renumbered(part: np.ndarray, values: list[int], all_labels: list[int]) -> np.ndarray:
     return np.array([0, *(all_labels.index(value) + 1 for value in values)], np.uint8)[part]
-
-
-class _Notes:
-    """Remarks on files; the same remark on several becomes one line."""
-
-    def __init__(self) -> None:
-        self._files: dict[str, list[str]] = {}
-        self._values: dict[str, list[float]] = {}
-
-    def add(self, remark: str, file: str, values: tuple[float, ...] = ()) -> None:
-        """Adds a remark; `values` are told as their range over all its files."""
-        self._files.setdefault(remark, []).append(file)
-        self._values.setdefault(remark, []).extend(values)
-
-    def lines(self, total: int) -> list[str]:
-        told = []
-        for remark, files in self._files.items():
-            values = self._values[remark]
-            range_told = f"values {min(values):g} to {max(values):g} " if values else ""
-            told.append(f"{_named(files, total)}: {range_told}{remark}")
-        return told
-
-
-def _named(files: list[str], total: int) -> str:
-    if len(files) == 1:
-        return files[0]
-    if len(files) == total:
-        return f"all {total} images"
-    shown = ", ".join(files[:3])
-    return shown if len(files) <= 3 else f"{shown} and {len(files) - 3} more"
 
 
 def _fingerprint(images, masks, sources, indices, groups) -> str:

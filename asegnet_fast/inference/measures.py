@@ -120,9 +120,11 @@ class Components:
         parts = np.where(mask, parts + (base - 1), -1)
         if self._before is not None:
             touching = (parts >= 0) & (self._before >= 0)
-            pairs = np.stack((parts[touching], self._before[touching]), 1)
-            for one, other in np.unique(pairs, axis=0):
-                self._join(int(one), int(other))
+            # Numbers instead of pairs, which sort many times faster.
+            width = len(self._parent)
+            pairs = np.unique(parts[touching].astype(np.int64) * width + self._before[touching])
+            for pair in pairs.tolist():
+                self._join(*divmod(pair, width))
         self._before = parts
 
     def sizes(self) -> list[int]:
