@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PYTEST_ARGS ?=
 
-.PHONY: demo test test-extended test-packaging test-vectors sanitize fuzz bench lint clean
+.PHONY: demo test test-extended test-packaging test-vectors sanitize sanitize-gpu fuzz bench lint clean
 .DEFAULT_GOAL := demo
 
 # torch comes first and by name, so that nothing below pulls another build of it.
@@ -48,6 +48,13 @@ sanitize: $(VENV)/.variants
 	$(VARIANT) sanitize -m tests.fuzz_ops --calls 10000 --seed 1
 	ATEN_CPU_CAPABILITY=default $(VARIANT) sanitize -m pytest tests/ops -m kernels --capture=sys $(PYTEST_ARGS)
 	$(VARIANT) sanitize-64 -m pytest tests/ops -m kernels --capture=sys $(PYTEST_ARGS)
+
+# On a machine with a GPU; compute-sanitizer comes with the CUDA toolkit.
+sanitize-gpu: $(VENV)/.installed
+	for tool in memcheck racecheck initcheck; do \
+	  compute-sanitizer --tool $$tool --error-exitcode 1 --target-processes all \
+	    $(BIN)/python -m pytest tests/ops -m "gpu and kernels" $(PYTEST_ARGS) || exit 1; \
+	done
 
 test-vectors: $(VENV)/.variants
 	$(VARIANT) vectors-64 -m pytest tests/ops -m kernels $(PYTEST_ARGS)
