@@ -72,7 +72,8 @@ def foot(evaluation: dict[str, Any]) -> list[str]:
     level = f"{100 * options['level']:g} %"
     lines = [
         f"{_extent(record)}; a unit is a patient, or a file where none is known. {evaluation['measured']}",
-        "Shares are in percent. Pooled: all pixels added up; per image and per volume: means over slices and cases; "
+        "Shares are in percent. Pooled: all pixels added up, so that large and finely sampled cases weigh more; per "
+        "image and per volume: means over slices and cases; "
         "per fold: mean ± standard deviation of the folds' pooled values.",
         f"In brackets the {level} bootstrap interval ({options['method']}, {options['resamples']} resamples of "
         f"whole units, seed {options['seed']}).",
@@ -201,7 +202,9 @@ def _difference_rows(comparisons: list[dict[str, Any]]) -> list[list[str]]:
             row = [label, _cell(entry.get("pooled_difference"), entry["unit"], "\n")]
             for key in keys:
                 test = entry.get(key)
-                row.append(_cell(test["difference"], entry["unit"], "\n") if test else _DASH)
+                cell = _cell(test["difference"], entry["unit"], "\n") if test else _DASH
+                # Folds are few: their interval stands in the Markdown table, which has room for it.
+                row.append(cell.partition("\n")[0] if key == "per_fold" else cell)
                 row.append(_p(test["p_holm" if several else "p_value"]) if test else _DASH)
             rows.append(row)
     return rows

@@ -159,7 +159,7 @@ def _predicted(
     volume, images, remarks = load_image(image, size, intensity)
     check_same_space(volume, truth)
     for remark in remarks:
-        how.notes.add(remark)
+        how.notes.add(remark.removeprefix(f"{image}: "), name)
     _, rows, columns = volume.slices_shape
     answer = np.zeros((len(images), rows, columns), np.int64 if _wide(predictors) else np.uint8)
     for fold in set(folds.values()):

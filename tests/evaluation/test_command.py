@@ -5,9 +5,13 @@ import json
 
 import numpy as np
 import pytest
+import torch
 
 from asegnet_fast import cli
-from asegnet_fast.training.crossval import summarise_run
+from asegnet_fast.evaluation import pixel_counts
+from asegnet_fast.files import read_json
+from asegnet_fast.inference import load_ensemble
+from asegnet_fast.training.crossval import load_data, read_run, summarise_run
 from tests.data_sets import blob_mask, write
 from tests.program_runs import data_folder, finished_run
 
@@ -193,6 +197,19 @@ def test_a_row_of_a_run_predicts_its_own_test_slices(tmp_path):
     assert ours == pytest.approx(run_dice, abs=0.1)
     assert row["summary"]["measures"]["hd95"]["per_volume_mean"]["value"] > 0
     assert evaluation["comparisons"][0]["measures"]["dice"]["per_fold"]["pairs"] == 2
+
+
+def test_at_the_networks_own_size_its_counts_are_the_runs():
+    """What predicts here is what training measured: asked for its own pixels, it gives the same counts."""
+    row = summarise_run(finished_run())["rows"][1]["folder"]
+    settings, _ = read_run(finished_run())
+    data = load_data(settings)
+    fold = read_json(finished_run() / row / "fold0" / "metrics.json")
+    ensemble = load_ensemble([finished_run() / row / "fold0" / "checkpoint_last.pt"])
+    test = fold["test_indices"]
+    shape = data.images.shape[1:]
+    answers = torch.stack([p.labels for p in ensemble(data.images[test], shape, False)])
+    assert pixel_counts(answers, torch.from_numpy(data.masks[test]), 2).tolist() == fold["counts"]
 
 
 def test_one_checkpoint(tmp_path):
