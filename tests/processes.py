@@ -1,4 +1,4 @@
-"""Other processes to test with, started once for all tests: some that train together, some that know nothing of it."""
+"""Other processes to test with, started once for all tests, because each takes seconds to import torch."""
 
 import atexit
 import functools
@@ -23,8 +23,8 @@ def together(function: Callable, *args: Any) -> list[Any]:
 
 
 def apart(count: int, function: Callable, *args: Any) -> list[Any]:
-    """`function(number, *args)` in several processes at once, each by itself; otherwise as `together`."""
-    return _call(count, False, function, args)
+    """`function(number, *args)` in several processes at once, each by itself, this one the last; as `together`."""
+    return _call(count - 1, False, function, args)
 
 
 def _call(count: int, joined: bool, function: Callable, args: tuple) -> list[Any]:
@@ -32,7 +32,8 @@ def _call(count: int, joined: bool, function: Callable, args: tuple) -> list[Any
     store = tempfile.mktemp(dir=_folder.name)
     for pipe in pipes:
         pipe.send((store if joined else None, function, args))
-    answers = [pipe.recv() for pipe in pipes]
+    own = [] if joined else [(False, function(count, *args))]
+    answers = [pipe.recv() for pipe in pipes] + own
     for failed, answer in answers:
         if failed:
             raise AssertionError(answer)

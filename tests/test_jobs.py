@@ -137,6 +137,7 @@ def test_a_fold_whose_process_was_killed_is_taken_over(tmp_path):
             torch.testing.assert_close(ours["state_dict"], theirs["state_dict"], rtol=0, atol=0)
 
 
+@pytest.mark.extended
 def test_workers_of_one_command(tmp_path):
     expected = finished_run()
     listener, out = Listener(), tmp_path / "run"
@@ -187,13 +188,18 @@ def test_a_run_begun_twice_without_resume_is_refused(tmp_path, monkeypatch):
 # ---- processes that train together ----------------------------------------------------------------------
 
 
-def run_together(rank, out, data):
-    return run_listening(rank, out, data, models=("a_segnet",))[0]
+def run_together(rank, out, data, changes):
+    return run_listening(rank, out, data, **changes)[0]
 
 
-def test_two_processes_that_train_together_equal_one(tmp_path):
+@pytest.mark.parametrize("augment", [(), ("flips", "affine", "intensity")])
+def test_two_processes_that_train_together_equal_one(tmp_path, augment):
     expected = finished_run()
-    found = together(run_together, tmp_path / "run", data_of(expected))
+    changes = {"models": ("a_segnet",), "augment": augment}
+    if augment:
+        expected = tmp_path / "one"
+        run(expected, **changes)
+    found = together(run_together, tmp_path / "run", data_of(expected), changes)
     assert found[0] == found[1]
     for path in (tmp_path / "run").rglob("checkpoint_last.pt"):
         ours, theirs = (

@@ -162,6 +162,7 @@ def test_conversion_keeps_everything_and_one_process_changes_nothing():
 NETWORKS = {
     "segnet": lambda: af.models.SegNet(widths=(4, 8), convs=(1, 2), final_relu=True),
     "a_segnet": lambda: af.models.ASegNet(widths=(4, 8), convs=(2, 1), final_relu=True),
+    "dense": lambda: af.models.ASegNet(widths=(4, 8), convs=(2, 2), final_relu=True, block="dense"),
 }
 
 
@@ -185,7 +186,9 @@ def steps_of_a_part(rank, name, loss, parts, state, x, target):
 
 
 @pytest.mark.parametrize("parts", [(2, 2), (3, 2)], ids=str)
-@pytest.mark.parametrize(("name", "loss"), [("segnet", "cross entropy"), ("a_segnet", "focal tversky")])
+@pytest.mark.parametrize(
+    ("name", "loss"), [("segnet", "cross entropy"), ("a_segnet", "focal tversky"), ("dense", "dice")]
+)
 def test_steps_of_a_network_on_two_processes(name, loss, parts):
     network = NETWORKS[name]().double()
     x, target = torch.randn(sum(parts), 1, 12, 9).double(), torch.randint(0, 2, (sum(parts), 12, 9))

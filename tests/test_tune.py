@@ -172,34 +172,33 @@ def test_two_processes_share_a_search(tmp_path):
 # ---- the command ----------------------------------------------------------------------------------------
 
 
-def test_the_command_and_what_it_leaves(tmp_path, capsys):
+def test_the_command_and_what_it_leaves(tmp_path, capsys, monkeypatch):
     out = tmp_path / "search"
-    command = [*COMMAND, "--data", data_folder(), "--out", str(out)]
-    assert cli.main([*command, "--trials", "2", "--gamma", "4/3", "--alpha", "0.2:0.4"]) == 0
+    command = [*COMMAND, "--data", data_folder(), "--out", str(out), "--gamma", "4/3", "--alpha", "0.2:0.4"]
+    assert cli.main([*command, "--trials", "2"]) == 0
     best = json.loads((out / "best.json").read_text())
     names = {"best.json", "trials.csv", "tune.json", "journal.log", "trials", "history.png", "slice.png"}
     assert {path.name for path in out.iterdir()} == names
     assert not list(out.rglob("checkpoint*"))
-    assert (
-        best["gamma"] == 1.3333
-        and 0.2 <= best["alpha"] <= 0.4
-        and best["beta"] == pytest.approx(1 - best["alpha"])
-    )
+    assert best["gamma"] == 1.3333 and 0.2 <= best["alpha"] <= 0.4
+    assert best["beta"] == pytest.approx(1 - best["alpha"])
     assert best["command"] in capsys.readouterr().out
     # The command that was found is a command.
+    called = []
+    monkeypatch.setattr(
+        "asegnet_fast.cli.crossval.run_crossval", lambda settings, *_: called.append(settings)
+    )
     words = shlex.split(best["command"])
-    assert words[:2] == ["asegnet-fast", "crossval"]
-    assert cli.main([*words[1:], "--epochs", "1"]) == 0
-    row = json.loads((tmp_path / "search-crossval" / "summary.json").read_text())["rows"][0]
-    assert row["alpha"] == best["alpha"] and row["model"] == "a_segnet"
+    assert words[0] == "asegnet-fast" and cli.main(words[1:]) == 0
+    assert called[0].losses == (best["loss"],) and called[0].lr == best["lr"]
+    assert called[0].models == ("a_segnet",) and called[0].size == 32
 
-    capsys.readouterr()
-    more = [*command, "--trials", "3", "--gamma", "4/3", "--alpha", "0.2:0.4"]
-    assert cli.main(more) == 2
+    assert cli.main([*command, "--trials", "3"]) == 2
     assert "continue it with --resume" in capsys.readouterr().err
-    assert cli.main([*more, "--resume", "--lr", "0.1"]) == 2
+    assert cli.main([*command, "--resume", "--lr", "0.1"]) == 2
     assert "got another (space" in capsys.readouterr().err
-    assert cli.main([*more, "--resume"]) == 0
+    monkeypatch.setattr("asegnet_fast.report.tuning.write_tuning_figures", lambda *_: [])
+    assert cli.main([*command, "--trials", "3", "--resume"]) == 0
     assert "best of 3 trials" in capsys.readouterr().out
 
 
