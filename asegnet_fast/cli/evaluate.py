@@ -218,7 +218,8 @@ def _measure_run(run: Path, compare: Path | None) -> _Measured:
 def _measure_masks(
     predictions: Path, truth: Path, compare: Path | None, kinds: dict[str, Any], reporter: Reporter
 ) -> _Measured:
-    from asegnet_fast.evaluation import Notes, gather, match_masks, measure_masks
+    from asegnet_fast.data.notes import Notes
+    from asegnet_fast.evaluation import gather, match_masks, measure_masks
 
     notes = Notes()
     # Names are matched for every model before minutes of measuring.
@@ -240,7 +241,7 @@ def _measure_masks(
         [(0, j) for j in range(1, len(records))],
         {"kind": "masks", "truth": str(truth), **_plain(kinds)},
         f"Measured on the true masks' own grid, {_SELECTED[kinds['select']]}.",
-        notes.lines(),
+        notes.lines(len(models[str(predictions)]), "true masks"),
     )
 
 
@@ -253,7 +254,9 @@ def _measure_networks(
     where: dict[str, str],
     reporter: Reporter,
 ) -> _Measured:
-    from asegnet_fast.evaluation import Notes, belongs_to_run, fold_slices, gather, measure_volumes
+    from asegnet_fast.data.layout import discover
+    from asegnet_fast.data.notes import Notes
+    from asegnet_fast.evaluation import belongs_to_run, fold_slices, gather, measure_volumes
     from asegnet_fast.inference import load_ensemble
 
     notes = Notes()
@@ -295,7 +298,7 @@ def _measure_networks(
         {"kind": "checkpoint", "data": str(data), "test_slices_only": test, **_plain(kinds), **where},
         f"Predicted, and measured on the masks' own grid, {_SELECTED[kinds['select']]}"
         + ("; only the test slices of each network's fold." if test else "; every volume of the folder."),
-        notes.lines(),
+        notes.lines(len(discover(data)[0])),
     )
 
 

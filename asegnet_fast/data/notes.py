@@ -12,7 +12,9 @@ class Notes:
 
     def add(self, remark: str, file: str, values: tuple[float, ...] = ()) -> None:
         """Adds a remark; `values` are told as their range over all its files."""
-        self._files.setdefault(remark, []).append(file)
+        files = self._files.setdefault(remark, [])
+        if file not in files:
+            files.append(file)
         self._values.setdefault(remark, []).extend(values)
 
     def lines(self, total: int, what: str = "images") -> list[str]:

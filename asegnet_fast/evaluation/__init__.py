@@ -10,7 +10,6 @@ from asegnet_fast.evaluation.cases import Case, Space, measure_case
 from asegnet_fast.evaluation.comparison import compare
 from asegnet_fast.evaluation.conventions import Conventions
 from asegnet_fast.evaluation.masks import match_masks, measure_masks
-from asegnet_fast.evaluation.notes import Notes
 from asegnet_fast.evaluation.overlap import dice, iou, pixel_counts, precision, sensitivity, specificity
 from asegnet_fast.evaluation.record import Record, gather
 from asegnet_fast.evaluation.report import evaluate_records, write_evaluation
@@ -37,7 +36,6 @@ __all__ = [
     "Case",
     "Conventions",
     "Interval",
-    "Notes",
     "PairedTest",
     "Record",
     "Space",

@@ -15,9 +15,9 @@ from asegnet_fast.data.grid import Grid, check_same_space
 from asegnet_fast.data.groups import read_groups
 from asegnet_fast.data.header import nifti_stem
 from asegnet_fast.data.labels import coded_labels, whole_labels
+from asegnet_fast.data.notes import Notes
 from asegnet_fast.errors import InputError
 from asegnet_fast.evaluation.cases import Case, measure_case
-from asegnet_fast.evaluation.notes import Notes
 from asegnet_fast.evaluation.surface import TOLERANCE_MM
 
 Progress = Callable[[int, int, str], None]

@@ -12,10 +12,10 @@ import numpy as np
 from asegnet_fast.data import Volume, load_image, read_volume
 from asegnet_fast.data.grid import check_same_space
 from asegnet_fast.data.layout import discover
+from asegnet_fast.data.notes import Notes
 from asegnet_fast.errors import InputError
 from asegnet_fast.evaluation.cases import Case, measure_case
 from asegnet_fast.evaluation.masks import Progress, code_both, millimetres, note_grid, parts, patients_of
-from asegnet_fast.evaluation.notes import Notes
 from asegnet_fast.evaluation.surface import TOLERANCE_MM
 
 _BATCH = 8

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from asegnet_fast.data import DataError
-from asegnet_fast.evaluation import Conventions, Notes, belongs_to_run, gather, measure_volumes
+from asegnet_fast.data.notes import Notes
+from asegnet_fast.evaluation import Conventions, belongs_to_run, gather, measure_volumes
 from tests.data_sets import SANE, blob_mask, write
 
 SIZE = 40
@@ -83,7 +84,7 @@ def test_slices_without_a_lesion_follow_their_file(data):
     notes = Notes()
     cases = list(measure_volumes(data, {0: Bright(), 1: Bright()}, slices, select="all", notes=notes))
     assert [(case.unit, case.indices) for case in cases] == [("P", tuple(range(6))), ("Q", (1,)), ("R", (2,))]
-    assert notes.lines() == [
+    assert notes.lines(2) == [
         "images/b.nii.gz: slices of no fold, in files of several folds or patients, are left out"
     ]
 
