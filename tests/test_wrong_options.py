@@ -42,8 +42,12 @@ WRONG = {
 }
 
 
+#: Built once; `cli.app` would build every option of every command anew for each call.
+PROGRAM = typer.main.get_command(cli.app)
+
+
 def commands() -> dict:
-    return typer.main.get_command(cli.app).commands
+    return PROGRAM.commands
 
 
 def wrong_calls() -> list:
@@ -79,6 +83,7 @@ def files() -> dict[str, bytes]:
 @pytest.fixture(autouse=True)
 def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(cli, "app", PROGRAM)
     for name, content in files().items():
         (tmp_path / name).write_bytes(content)
     return tmp_path

@@ -145,7 +145,9 @@ class DenseSection(Section):
 
 def he_normal(conv: nn.Conv2d) -> nn.Conv2d:
     """Draw a convolution's weights from He's normal distribution (fan in); its bias starts at 0."""
-    nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
+    # On the meta device there is nothing to draw, and torch would import its compiler to do it.
+    if not conv.weight.is_meta:
+        nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
     if conv.bias is not None:
         nn.init.zeros_(conv.bias)
     return conv
