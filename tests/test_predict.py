@@ -215,6 +215,13 @@ def test_batches_change_nothing(tmp_path):
     assert np.array_equal(*masks)
 
 
+def test_inference_mode_is_off_for_whoever_takes_a_slice(tmp_path):
+    ensemble = one(tmp_path)
+    for prediction in ensemble(np.zeros((2, 32, 32), np.uint8), (20, 20), attention=True):
+        assert not torch.is_inference_mode_enabled()
+        assert prediction.attention.shape == (2, 20, 20)
+
+
 #: Peak memory in MiB of a prediction of as many slices of 512 x 512 as asked, in a process of its own.
 MEMORY = """
 import resource, sys

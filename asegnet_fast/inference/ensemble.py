@@ -123,17 +123,19 @@ class Ensemble:
         Returns:
             One prediction a slice, on the device.
         """
-        with torch.inference_mode():
-            batch = torch.from_numpy(images).to(self.device)
-            maps = self._maps(batch, attention)
-            for k in range(len(images)):
-                probabilities = _resized(maps[0][k], shape)
-                alphas = [_resized(alpha[k], shape) for alpha in maps[1:]]
-                empty = probabilities.new_empty(0, *shape)
-                yield Prediction(
-                    _most_probable(probabilities), probabilities, torch.cat(alphas) if alphas else empty
-                )
+        maps = self._maps(torch.from_numpy(images).to(self.device), attention)
+        for k in range(len(images)):
+            yield self._prediction([part[k] for part in maps], shape)
 
+    # The mode ends before a slice is handed out: left on in a generator, it would be on for whoever takes the slice.
+    @torch.inference_mode()
+    def _prediction(self, maps: list[Tensor], shape: tuple[int, int]) -> Prediction:
+        """Of one slice, from its maps at the network's size."""
+        probabilities, *alphas = (_resized(part, shape) for part in maps)
+        attention = torch.cat(alphas) if alphas else probabilities.new_empty(0, *shape)
+        return Prediction(_most_probable(probabilities), probabilities, attention)
+
+    @torch.inference_mode()
     def _maps(self, batch: Tensor, attention: bool) -> list[Tensor]:
         """Means over the members: probabilities [n, classes, size, size], then each gate's [n, 1, H_k, W_k]."""
         sums: list[Tensor] = []
