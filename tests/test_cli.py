@@ -16,7 +16,7 @@ from tests.program_runs import SMALL, TINY, data_folder, finished_run, snapshot
 ROOT = Path(__file__).parent.parent
 
 
-@pytest.mark.parametrize("command", [[], ["crossval"], ["tune"], ["demo"], ["report"], ["info"]])
+@pytest.mark.parametrize("command", [[], ["crossval"], ["train"], ["tune"], ["demo"], ["report"], ["info"]])
 def test_help_fits_a_terminal(command, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     assert cli.main([*command, "--help"]) == 0
@@ -111,6 +111,14 @@ def test_a_fault_of_the_program_is_told_apart_from_bad_input(capsys, monkeypatch
     monkeypatch.setenv("ASEGNET_FAST_TRACEBACK", "1")
     with pytest.raises(ValueError, match="no user's doing"):
         cli.main(["crossval"])
+
+
+def test_report_of_a_single_model_says_what_it_is(capsys, tmp_path):
+    shutil.copytree(finished_run(), tmp_path / "run")
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    (tmp_path / "run" / "config.json").write_text(json.dumps({"kind": "train"} | config))
+    assert cli.main(["report", str(tmp_path / "run")]) == 2
+    assert "expected a run of asegnet-fast crossval, got one of asegnet-fast train" in capsys.readouterr().err
 
 
 def test_report_asks_for_data_that_are_gone(capsys, tmp_path):

@@ -14,10 +14,10 @@ from asegnet_fast.errors import InputError
 from asegnet_fast.evaluation.overlap import pixel_counts
 from asegnet_fast.training.config import Row
 from asegnet_fast.training.crossval import cross_validate, load_data, summarise_run
-from asegnet_fast.training.loop import initial_network
 from asegnet_fast.training.losses import Loss
 from asegnet_fast.training.profile import outside_convolution
 from asegnet_fast.training.split import inner_split
+from asegnet_fast.training.steps import initial_network
 from tests.program_runs import finished_run, quiet, run, settings, snapshot
 
 ROW = "segnet--ftl-a0.3-b0.7-g1.3333"
@@ -283,7 +283,7 @@ def test_training_learns(tmp_path):
 
 
 def test_share_outside_convolutions(tmp_path):
-    from asegnet_fast.training.loop import Slices
+    from asegnet_fast.training.steps import Slices
 
     wanted = settings(tmp_path)
     data = load_data(wanted)

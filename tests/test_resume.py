@@ -15,6 +15,7 @@ import asegnet_fast.cli as cli
 from asegnet_fast import files
 from asegnet_fast.checkpoint import read_checkpoint
 from asegnet_fast.errors import InputError
+from asegnet_fast.report.figures import training_curves
 from asegnet_fast.training.progress import Reporter
 from asegnet_fast.training.state import BEST, LAST, PREVIOUS
 from tests.program_runs import TINY, data_folder, run, settings, snapshot
@@ -217,7 +218,8 @@ def test_early_stopping_and_its_resumption(tmp_path):
     assert float(line["test_dice"]) == metrics["dice"]["pooled"]
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path / "stopped", reporter=StopAt(best), **EARLY)
-    run(tmp_path / "stopped", resume=True, **EARLY)
+    summary, _ = run(tmp_path / "stopped", resume=True, **EARLY)
+    training_curves(tmp_path / "stopped", summary, tmp_path / "curves.png")  # of folds of different lengths
     assert results(tmp_path / "stopped") == results(tmp_path / "whole")
 
 

@@ -12,7 +12,7 @@ import pytest
 import asegnet_fast.cli as cli
 from asegnet_fast.data import make_folds
 from asegnet_fast.errors import InputError
-from asegnet_fast.training import loop
+from asegnet_fast.training import loop, steps
 from asegnet_fast.training.config import Settings
 from asegnet_fast.training.crossval import load_data
 from asegnet_fast.training.jobs import Sharing
@@ -59,7 +59,7 @@ def test_the_test_slices_never_enter(tmp_path, monkeypatch):
     images[others] = np.minimum(images[others], 254)
     images[test], masks[test] = 255, 1
     seen = {"batches": 0, "largest": 0, "masks": 0.0, "means": []}
-    real, statistics, counts = loop.normalised, loop.normalisation_of, loop.pixel_counts
+    real, statistics, counts = steps.normalised, loop.normalisation_of, steps.pixel_counts
 
     def normalised(batch, normalisation):  # on the way to the network, in training and evaluation
         seen["batches"] += 1
@@ -74,9 +74,9 @@ def test_the_test_slices_never_enter(tmp_path, monkeypatch):
         seen["masks"] = max(seen["masks"], float(target.float().mean((1, 2)).max()))
         return counts(prediction, target, classes)
 
-    monkeypatch.setattr(loop, "normalised", normalised)
+    monkeypatch.setattr(steps, "normalised", normalised)
     monkeypatch.setattr(loop, "normalisation_of", normalisation_of)
-    monkeypatch.setattr(loop, "pixel_counts", pixel_counts)
+    monkeypatch.setattr(steps, "pixel_counts", pixel_counts)
     marked = dataclasses.replace(data, images=images, masks=masks)
     plan = Search(SPACE, 2, 0, 1)
     part = TrainingPart.of(marked, chosen, 0)

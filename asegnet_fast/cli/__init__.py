@@ -15,7 +15,7 @@ from pathlib import Path
 
 import typer
 
-from asegnet_fast.cli import crossval, demo, evaluate, info, predict, report, tune
+from asegnet_fast.cli import crossval, demo, evaluate, info, predict, report, train, tune
 from asegnet_fast.cli._run import PROGRAM
 from asegnet_fast.errors import InputError
 from asegnet_fast.training import distributed
@@ -34,6 +34,7 @@ app = typer.Typer(
 )
 for command in (  # the order of --help
     crossval.crossval,
+    train.train,
     tune.tune,
     predict.predict,
     evaluate.evaluate,

@@ -59,6 +59,27 @@ _HELP = {
     "checkpoint_seconds": "Least time between checkpoints; 0 for one each epoch.",
     "profile": "Measure the share of time outside convolutions.",
 }
+#: What `crossval` and `train` take, in the order of --help: the network, the data, the training.
+NETWORK = ("preset", "widths", "convs", "block", "growth", "decoder_relu", "final_relu", "join", "gate_mode")
+DATA = ("split", "folds", "groups", "intensity", "labels", "select", "cache", "size")
+TRAINING = (
+    "epochs",
+    "batch_size",
+    "lr",
+    "lr_halve_every",
+    "momentum",
+    "weight_decay",
+    "augment",
+    "inner_validation",
+    "early_stopping",
+    "tested_epoch",
+    "seed",
+    "device",
+    "precision",
+    "backend",
+    "deterministic",
+    "checkpoint_seconds",
+)
 _FIELDS = {field.name: field for field in dataclasses.fields(Settings)}
 
 
@@ -130,6 +151,9 @@ def _parameter(name: str) -> inspect.Parameter:
         ],
     )
 
+
+# Options of every command that trains.
+CONFIG = Annotated[Path | None, path_option("YAML file with these options as keys; options win.", metavar="FILE")]
 
 # Options of the commands whose work several processes can share. Numbers are text here, too.
 WORKERS = Annotated[

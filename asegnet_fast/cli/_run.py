@@ -17,6 +17,7 @@ from asegnet_fast.errors import InputError
 from asegnet_fast.training.config import Settings
 
 if TYPE_CHECKING:
+    from asegnet_fast.data import SliceSet
     from asegnet_fast.training.config import Row
     from asegnet_fast.training.jobs import Sharing
     from asegnet_fast.training.progress import Reporter
@@ -84,28 +85,16 @@ def run_crossval(settings: Settings, resume: bool, workers: int = 1, sharing: Sh
     Raises:
         typer.Exit: 130 when interrupted, 1 when a fold was given up.
     """
-    from asegnet_fast.environment import check_backend, choose_device, keep_large_allocations, precision_note
     from asegnet_fast.training import distributed
-    from asegnet_fast.training.crossval import check_network, check_run_folder, cross_validate
+    from asegnet_fast.training.crossval import cross_validate
+    from asegnet_fast.training.run_folder import check_run_folder
 
     if workers > 1 and distributed.launched():
         raise InputError("--workers: expected 1 under torchrun, whose processes train together, got more")
-    keep_large_allocations()
     with distributed.processes(), reporter_of_process() as reporter, resumable(settings.out, reporter):
-        # What can be refused is refused before minutes of reading.
         distributed.on_first(check_run_folder, settings, resume)
-        device = distributed.everywhere(choose_device, settings.device)
-        distributed.everywhere(check_backend, settings.backend, device)
-        check_network(settings)
-        slices = distributed.everywhere(load, settings, reporter)
-        by = f", {distributed.size()} processes" if distributed.size() > 1 else ""
-        reporter.say(f"device {device}{by}, {settings.precision}, backend {settings.backend}")
-        note = precision_note(settings.precision, device)
-        if note:
-            reporter.say(f"note: {note}")
-        summary, given_up = cross_validate(
-            settings, slices, reporter, resume, _draw_progress, sharing, workers
-        )
+        slices = read_data(settings, reporter)
+        summary, given_up = cross_validate(settings, slices, reporter, resume, draw_fold, sharing, workers)
         if summary is None:
             reporter.say("nothing left to begin; the last process to finish a fold writes the table")
         elif distributed.first():
@@ -115,6 +104,25 @@ def run_crossval(settings: Settings, resume: bool, workers: int = 1, sharing: Sh
             for line in given_up:
                 print(f"{PROGRAM}: {line}", file=sys.stderr)
         raise typer.Exit(1)
+
+
+def read_data(settings: Settings, reporter: Reporter) -> SliceSet:
+    """Refuse what can be refused before minutes of reading, then read the slices, and say what they are trained on."""
+    from asegnet_fast.environment import check_backend, choose_device, keep_large_allocations, precision_note
+    from asegnet_fast.training import distributed
+    from asegnet_fast.training.run_folder import check_network
+
+    keep_large_allocations()
+    device = distributed.everywhere(choose_device, settings.device)
+    distributed.everywhere(check_backend, settings.backend, device)
+    check_network(settings)
+    slices = distributed.everywhere(load, settings, reporter)
+    by = f", {distributed.size()} processes" if distributed.size() > 1 else ""
+    reporter.say(f"device {device}{by}, {settings.precision}, backend {settings.backend}")
+    note = precision_note(settings.precision, device)
+    if note:
+        reporter.say(f"note: {note}")
+    return slices
 
 
 def reporter_of_process() -> Reporter:
@@ -139,7 +147,7 @@ def write_results(summary: dict[str, Any], run: Path, slices: Any, reporter: Rep
         reporter.say(f"{row['folder']}: {row['seconds']:.1f} s{outside}")
 
 
-def load(settings: Settings, reporter: Reporter) -> Any:
+def load(settings: Settings, reporter: Reporter) -> SliceSet:
     """The slices that the settings name; what the user must know of them is said."""
     from asegnet_fast.training.crossval import load_data
 
@@ -149,13 +157,18 @@ def load(settings: Settings, reporter: Reporter) -> Any:
     return slices
 
 
-def _draw_progress(folder: Path, row: Row) -> None:
+def draw_fold(folder: Path, row: Row) -> None:
+    """Draw progress.png of a finished fold of a cross-validation."""
+    draw_progress(folder, row, int(folder.name.removeprefix("fold")))
+
+
+def draw_progress(folder: Path, row: Row, fold: int | None) -> None:
+    """Draw progress.png into a folder where a row was trained, unless it was drawn before a run was resumed."""
     from asegnet_fast.report.figures import fold_progress
     from asegnet_fast.report.table import row_label
 
-    if (folder / "progress.png").exists():
-        return  # drawn before the run was resumed
-    fold_progress(folder, f"{row_label(row.to_json())}, fold {folder.name.removeprefix('fold')}")
+    if not (folder / "progress.png").exists():
+        fold_progress(folder, row_label(row.to_json()) + ("" if fold is None else f", fold {fold}"))
 
 
 def write_tables(summary: dict[str, Any], run: Path, reporter: Reporter) -> None:

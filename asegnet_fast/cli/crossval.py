@@ -2,62 +2,30 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from asegnet_fast.cli._options import STALE, WAIT, WORKERS, read_sharing, read_workers, takes_settings
+from asegnet_fast.cli._options import (
+    CONFIG,
+    DATA,
+    NETWORK,
+    STALE,
+    TRAINING,
+    WAIT,
+    WORKERS,
+    read_sharing,
+    read_workers,
+    takes_settings,
+)
 from asegnet_fast.cli._run import run_crossval
 from asegnet_fast.training.config import read_settings
 
 
-@takes_settings(
-    "data",
-    "out",
-    ...,
-    "models",
-    "losses",
-    "preset",
-    "widths",
-    "convs",
-    "block",
-    "growth",
-    "decoder_relu",
-    "final_relu",
-    "join",
-    "gate_mode",
-    "split",
-    "folds",
-    "groups",
-    "intensity",
-    "labels",
-    "select",
-    "cache",
-    "size",
-    "epochs",
-    "batch_size",
-    "lr",
-    "lr_halve_every",
-    "momentum",
-    "weight_decay",
-    "augment",
-    "inner_validation",
-    "early_stopping",
-    "tested_epoch",
-    "seed",
-    "device",
-    "precision",
-    "backend",
-    "deterministic",
-    "checkpoint_seconds",
-    "profile",
-)
+@takes_settings("data", "out", ..., "models", "losses", *NETWORK, *DATA, *TRAINING, "profile")
 def crossval(
     given: dict[str, Any],
-    config: Annotated[
-        Path | None, typer.Option(help="YAML file with these options as keys; options win.")
-    ] = None,
+    config: CONFIG = None,
     resume: Annotated[
         bool,
         typer.Option(

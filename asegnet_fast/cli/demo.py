@@ -44,7 +44,7 @@ def demo(
     minutes. Its numbers say that everything works, not how well the networks do.
     """
     from asegnet_fast.data import write_phantom
-    from asegnet_fast.training.crossval import check_run_folder
+    from asegnet_fast.training.run_folder import check_run_folder
 
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         if not (out / "data").is_dir():

@@ -19,8 +19,9 @@ def report(
     ] = None,
 ) -> None:
     """Rebuild the table and the pictures from a run's files."""
-    from asegnet_fast.training.crossval import read_run, summarise_run
+    from asegnet_fast.training.crossval import summarise_run
     from asegnet_fast.training.progress import Reporter
+    from asegnet_fast.training.run_folder import read_run
 
     settings, config = read_run(run)
     folder = data or settings.data

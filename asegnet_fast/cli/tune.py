@@ -146,8 +146,8 @@ def run_tune(settings: Settings, search: Search, resume: bool, workers: int, sha
     from asegnet_fast.environment import check_backend, choose_device, keep_large_allocations
     from asegnet_fast.report.tuning import write_tuning_figures
     from asegnet_fast.training import distributed, tune
-    from asegnet_fast.training.crossval import check_network
     from asegnet_fast.training.progress import Reporter
+    from asegnet_fast.training.run_folder import check_network
     from asegnet_fast.training.search import (
         TrainingPart,
         check_search_folder,

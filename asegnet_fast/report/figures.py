@@ -7,6 +7,7 @@ colour-blind readers tell apart.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,9 @@ from matplotlib.patches import Patch
 from asegnet_fast.errors import InputError
 from asegnet_fast.files import read_csv, read_json, replacing
 from asegnet_fast.report.table import MODEL_NAMES, loss_label
+
+#: The columns of history.csv about the slices that were held out.
+TESTED = ("test_dice", "test_sensitivity", "test_specificity")
 
 if TYPE_CHECKING:
     from asegnet_fast.data import SliceSet
@@ -181,14 +185,20 @@ def training_curves(run: Path, summary: dict[str, Any], path: Path) -> None:
             colour, style = LINE_COLOURS[i % len(LINE_COLOURS)], LINE_STYLES[i % len(LINE_STYLES)]
             paths = sorted((run / row["folder"]).glob("fold*/history.csv"))
             histories = [
-                _history(p, summary["epochs"]) for p in paths if (p.parent / "metrics.json").exists()
+                _history(path, read_json(metrics).get("epochs"), TESTED)
+                for path in paths
+                if (metrics := path.parent / "metrics.json").exists()
             ]
+            longest = max(map(len, histories))  # early stopping ends folds at different epochs
             for axis, key, scale in ((axes[m, 0], "loss", 1), (axes[m, 1], "test_dice", 100)):
-                values = np.array([[scale * line[key] for line in history] for history in histories])
-                epochs = np.arange(1, values.shape[1] + 1)
+                values = np.full((len(histories), longest), np.nan)
+                for line, history in zip(values, histories, strict=True):
+                    line[: len(history)] = [scale * record[key] for record in history]
+                epochs = np.arange(1, longest + 1)
                 marker = "o" if len(epochs) == 1 else None
-                axis.plot(epochs, values.mean(0), style, color=colour, marker=marker, label=loss_label(row))
-                axis.fill_between(epochs, values.min(0), values.max(0), color=colour, alpha=0.15, linewidth=0)
+                low, middle, high = (f(values, 0) for f in (np.nanmin, np.nanmean, np.nanmax))
+                axis.plot(epochs, middle, style, color=colour, marker=marker, label=loss_label(row))
+                axis.fill_between(epochs, low, high, color=colour, alpha=0.15, linewidth=0)
         axes[m, 0].set_ylabel("training loss", fontsize=9)
         axes[m, 1].set_ylabel("Dice on test slices (pooled), %", fontsize=9)
         for axis in axes[m]:
@@ -209,38 +219,50 @@ def training_curves(run: Path, summary: dict[str, Any], path: Path) -> None:
 
 
 def fold_progress(folder: Path, title: str) -> None:
-    """Draw progress.png of one fold from its history.csv: loss, measures on the test slices, learning rate."""
+    """Draw progress.png from a history.csv: loss, learning rate, and measures on the slices that were held out."""
     history = _history(folder / "history.csv")
     epochs = [int(line["epoch"]) for line in history]
     figure = Figure(figsize=(7, 6.5), dpi=DPI, layout="constrained")
     figure.suptitle(title, fontsize=11)
-    top, middle, bottom = figure.subplots(3, 1, sharex=True, height_ratios=(2, 2, 1))
+    names = dict(zip(TESTED, ("Dice", "sensitivity", "specificity"), strict=True))
+    names |= {"inner_dice": "Dice, inner validation"}
+    names = {key: name for key, name in names.items() if key in history[0]}
+    ratios = (2, 2, 1) if names else (2, 1)
+    top, *middle, bottom = figure.subplots(len(ratios), 1, sharex=True, height_ratios=ratios)
     marker = "o" if len(epochs) == 1 else None
     top.plot(epochs, [line["loss"] for line in history], color=BLUE, marker=marker)
     top.set_ylabel("training loss", fontsize=9)
-    names = {"test_dice": "Dice", "test_sensitivity": "sensitivity", "test_specificity": "specificity"}
-    names |= {"inner_dice": "Dice, inner validation"} if "inner_dice" in history[0] else {}
     for (key, name), colour, style in zip(
         names.items(), (BLUE, ORANGE, GREEN, RED), LINE_STYLES, strict=False
     ):
         values = [100 * line[key] for line in history]
-        middle.plot(epochs, values, style, color=colour, marker=marker, label=name)
-    middle.set_ylabel("test slices, %", fontsize=9)
-    middle.set_ylim(-2, 102)
-    middle.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=8, frameon=False)
+        middle[0].plot(epochs, values, style, color=colour, marker=marker, label=name)
+    for axis in middle:
+        axis.set_ylabel("test slices, %" if "test_dice" in names else "%", fontsize=9)
+        axis.set_ylim(-2, 102)
+        axis.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=8, frameon=False)
     bottom.step(epochs, [line["lr"] for line in history], color=RED, where="mid", marker=marker)
     bottom.set_ylabel("learning rate", fontsize=9)
     bottom.set_ylim(bottom=0)
     bottom.set_xlabel("epoch", fontsize=9)
     bottom.xaxis.get_major_locator().set_params(integer=True)
-    for axis in (top, middle, bottom):
+    for axis in (top, *middle, bottom):
         _plain(axis)
     _save(figure, folder / "progress.png")
 
 
-def _history(path: Path, epochs: int | None = None) -> list[dict[str, float]]:
-    """The lines of a history.csv as numbers, NaN where a cell is empty; `epochs` of them where it is given."""
-    needed = {"epoch", "lr", "loss", "test_dice", "test_sensitivity", "test_specificity"}
+def _history(path: Path, epochs: int | None = None, more: Sequence[str] = ()) -> list[dict[str, float]]:
+    """The lines of a history.csv as numbers, NaN where a cell is empty.
+
+    Args:
+        path: the file.
+        epochs: how many lines it must have; None for any number from 1.
+        more: columns it must have besides epoch, lr and loss.
+
+    Raises:
+        ValueError: absent, damaged or of another length; the message names the file.
+    """
+    needed = {"epoch", "lr", "loss", *more}
     try:
         lines = [
             {key: float(cell) if cell else math.nan for key, cell in line.items()} for line in read_csv(path)

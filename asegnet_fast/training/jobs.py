@@ -16,9 +16,10 @@ from asegnet_fast.files import read_json, write_json
 from asegnet_fast.training import distributed
 from asegnet_fast.training.claims import STALE_SECONDS, Claim, Watch, holder_of
 from asegnet_fast.training.config import Row, Settings
-from asegnet_fast.training.loop import Slices, TrainingError, finished_fold, fold_seconds, run_fold
+from asegnet_fast.training.loop import TrainingError, finished_fold, fold_name, fold_seconds, run_fold
 from asegnet_fast.training.profile import outside_convolution
 from asegnet_fast.training.progress import Reporter
+from asegnet_fast.training.steps import Slices
 from asegnet_fast.training.workers import gpu_for
 
 if TYPE_CHECKING:
@@ -42,17 +43,17 @@ class Sharing:
 
 @dataclass(frozen=True)
 class Job:
-    """One row on one fold; `profile` is the file for the row's profile where this job makes it."""
+    """One row on one fold, or on all slices; `profile` is the file for the row's profile where this job makes it."""
 
     row: Row
-    fold: int
+    fold: int | None
     folder: Path
     identity: dict[str, Any]
     profile: Path | None = None
 
     @property
     def name(self) -> str:
-        return f"{self.row.folder}/fold{self.fold}"
+        return fold_name(self.row, self.fold)
 
     def is_finished(self) -> bool:
         """Whether all its files are there.
@@ -216,36 +217,41 @@ def train_folds(
     sharing: Sharing,
 ) -> None:
     """Train the folds of a prepared run that nobody else trains; arguments as for `cross_validate`."""
-    import torch
-
     import asegnet_fast as af
 
-    device = distributed.everywhere(distributed.own_device, choose_device(settings.device))
-    on_device = Slices(
-        images=torch.from_numpy(np.ascontiguousarray(slices.images)).to(device),
-        masks=torch.from_numpy(np.ascontiguousarray(slices.masks)).to(device),
-        groups=np.asarray(slices.groups),
-        num_classes=slices.num_classes,
-        label_values=slices.label_values,
-    )
+    data = on_device(settings, slices)
 
     def train(job: Job, go_on: Callable[[], None]) -> None:
         split = np.asarray(folds.train(job.fold)), np.asarray(folds.test_indices(job.fold))
         if distributed.on_first(finished_fold, job.folder, job.identity) is None:
             metrics = run_fold(
-                settings, job.row, job.fold, split, on_device, job.folder, job.identity, reporter, go_on
+                settings, job.row, job.fold, split, data, job.folder, job.identity, reporter, go_on
             )
             reporter.say(
                 f"{job.name}  Dice {metrics['dice']['pooled']:.4f}  "
                 f"{metrics['epochs']} epochs in {distributed.on_first(fold_seconds, job.folder):.1f} s"
             )
         if job.profile is not None and distributed.first():
-            write_json(job.profile, outside_convolution(settings, job.row, on_device, split[0]))
+            write_json(job.profile, outside_convolution(settings, job.row, data, split[0]))
         if after_fold is not None and distributed.first():
             after_fold(job.folder, job.row)
 
     with af.use_backend(settings.backend):
         work_through(run_jobs(settings, slices.fingerprint), train, reporter, sharing)
+
+
+def on_device(settings: Settings, slices: SliceSet) -> Slices:
+    """The slices where this process trains."""
+    import torch
+
+    device = distributed.everywhere(distributed.own_device, choose_device(settings.device))
+    return Slices(
+        images=torch.from_numpy(np.ascontiguousarray(slices.images)).to(device),
+        masks=torch.from_numpy(np.ascontiguousarray(slices.masks)).to(device),
+        groups=np.asarray(slices.groups),
+        num_classes=slices.num_classes,
+        label_values=slices.label_values,
+    )
 
 
 def run_jobs(settings: Settings, fingerprint: str) -> list[Job]:
@@ -260,6 +266,6 @@ def run_jobs(settings: Settings, fingerprint: str) -> list[Job]:
     return jobs
 
 
-def fold_identity(settings: Settings, fingerprint: str, row: Row, fold: int) -> dict[str, Any]:
-    """What a fold's files carry, so that they are never taken for another run's."""
+def fold_identity(settings: Settings, fingerprint: str, row: Row, fold: int | None) -> dict[str, Any]:
+    """What a fold's files carry, so that they are never taken for another run's; no fold: trained on all slices."""
     return {"run": settings.run_key(), "data": fingerprint, "row": row.folder, "fold": fold}

@@ -5,18 +5,16 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from asegnet_fast.checkpoint import autocast, build_network, normalised, write_checkpoint
+from asegnet_fast.checkpoint import write_checkpoint
 from asegnet_fast.environment import deterministic
 from asegnet_fast.errors import InputError
-from asegnet_fast.evaluation.overlap import dice, pixel_counts
+from asegnet_fast.evaluation.overlap import dice
 from asegnet_fast.files import read_csv, read_json, remove_leftovers, write_csv, write_json
 from asegnet_fast.training import distributed
 from asegnet_fast.training.augment import Augmentation
@@ -25,96 +23,24 @@ from asegnet_fast.training.metrics import summarise
 from asegnet_fast.training.progress import Reporter
 from asegnet_fast.training.split import derived_seed, training_part
 from asegnet_fast.training.state import BEST, PREVIOUS, FoldState, latest, own_checkpoint, save
+from asegnet_fast.training.steps import (
+    Slices,
+    evaluate,
+    initial_network,
+    normalisation_of,
+    optimiser_of,
+    scores_of_test,
+    training_step,
+)
 
 
 class TrainingError(RuntimeError):
     """A fold cannot go on; the message says where and why."""
 
 
-@dataclass(frozen=True)
-class Slices:
-    """The whole data set on the device, and what identifies it.
-
-    images: uint8 [N, S, S], masks: uint8 [N, S, S], groups: which slices belong together, one entry for each;
-    label_values: the files' labels behind class 1, 2, ..., or all merged ones.
-    """
-
-    images: Tensor
-    masks: Tensor
-    groups: np.ndarray
-    num_classes: int
-    label_values: tuple[int, ...] = ()
-
-
-def initial_network(settings: Settings, model: str, num_classes: int, fold: int) -> torch.nn.Module:
-    """The network before its first step, on the CPU; the same for every loss."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derived_seed(settings.seed, fold, 0))
-        return build_network(model, settings.network(model, num_classes))
-
-
-def predict_labels(network: torch.nn.Module, images: Tensor, normalisation: dict, precision: str) -> Tensor:
-    """Predict the label of every pixel of a batch of slices.
-
-    Args:
-        network: in evaluation mode, on the images' device.
-        images: uint8 [N, S, S].
-        normalisation: {"mean", "sd"}.
-        precision: "fp32" or "bf16".
-
-    Returns:
-        int64 [N, S, S].
-    """
-    with torch.inference_mode(), autocast(images.device, precision):
-        inputs = normalised(images, normalisation).contiguous(memory_format=torch.channels_last)
-        return network(inputs).argmax(1)
-
-
-def evaluate(
-    network: torch.nn.Module, slices: Slices, indices: np.ndarray, normalisation: dict, settings: Settings
-) -> np.ndarray:
-    """Counts [len(indices), lesion classes, 4] of the network on the slices at `indices`."""
-    network.eval()
-    indices = distributed.share(indices)
-    counts = [torch.zeros(0, slices.num_classes - 1, 4, dtype=torch.int64, device=slices.images.device)]
-    for start in range(0, len(indices), settings.batch_size):
-        batch = torch.from_numpy(indices[start : start + settings.batch_size]).to(slices.images.device)
-        labels = predict_labels(network, slices.images[batch], normalisation, settings.precision)
-        counts.append(pixel_counts(labels, slices.masks[batch], slices.num_classes))
-    return distributed.gather(torch.cat(counts).cpu().numpy())
-
-
-def training_step(
-    network,
-    loss_of,
-    optimiser,
-    slices: Slices,
-    batch: Tensor,
-    normalisation: dict,
-    precision: str,
-    augment=None,
-):
-    """One step on the slices at `batch`; returns the loss, detached, on the device.
-
-    `augment` changes (images, masks), uint8 [n, S, S] both, before the network sees them.
-    """
-    images, masks = slices.images[batch], slices.masks[batch]
-    if augment is not None:
-        images, masks = augment(images, masks)
-    with autocast(slices.images.device, precision):
-        inputs = normalised(images, normalisation).contiguous(memory_format=torch.channels_last)
-        loss = loss_of(network(inputs), masks)
-    optimiser.zero_grad(set_to_none=True)
-    loss.backward()
-    optimiser.step()
-    return loss.detach()
-
-
-def optimiser_of(network: torch.nn.Module, settings: Settings) -> torch.optim.SGD:
-    """SGD with momentum, as the paper trains."""
-    return torch.optim.SGD(
-        network.parameters(), lr=settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay
-    )
+def fold_name(row: Row, fold: int | None) -> str:
+    """What messages call a row on a fold: the folder of it in a cross-validation."""
+    return row.folder if fold is None else f"{row.folder}/fold{fold}"
 
 
 def finished_fold(folder: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
@@ -131,8 +57,11 @@ def finished_fold(folder: Path, identity: dict[str, Any]) -> dict[str, Any] | No
         raise InputError(f"{path}: expected this run's metrics of {identity['row']}, got another run's")
     try:
         counts = np.array(metrics["counts"], dtype=np.int64)
-        whole = counts.ndim == 3 and counts.shape[2] == 4 and bool((counts >= 0).all())
-        whole = whole and len(counts) == len(metrics["test_indices"]) > 0
+        if identity["fold"] is None:  # nothing was held out
+            whole = counts.size == len(metrics["test_indices"]) == 0
+        else:
+            whole = counts.ndim == 3 and counts.shape[2] == 4 and bool((counts >= 0).all())
+            whole = whole and len(counts) == len(metrics["test_indices"]) > 0
     except (KeyError, TypeError, ValueError, OverflowError):
         whole = False
     if not whole:
@@ -157,7 +86,7 @@ def fold_seconds(folder: Path) -> float:
 def run_fold(
     settings: Settings,
     row: Row,
-    fold: int,
+    fold: int | None,
     split: tuple[np.ndarray, np.ndarray],
     slices: Slices,
     folder: Path,
@@ -173,7 +102,7 @@ def run_fold(
     Args:
         settings: the run's settings.
         row: model and loss.
-        fold: 0..settings.folds-1.
+        fold: 0..settings.folds-1, or None where all slices are trained on.
         split: (training, test) indices of the fold; there may be no test slices.
         slices: the data on the device.
         folder: receives checkpoint_last.pt, history.csv and metrics.json, and checkpoint_best.pt where there is
@@ -191,7 +120,7 @@ def run_fold(
         OSError: a file cannot be written; the checkpoints written before stay.
     """
     device = slices.images.device
-    name = f"{row.folder}/fold{fold}"
+    name = fold_name(row, fold)
 
     # 1. Who is trained on, who is measured.
     train, test = split
@@ -279,7 +208,7 @@ def run_fold(
             record = {"epoch": epoch, "lr": lr, "loss": losses.mean().item()}
             if len(test):
                 counts = evaluate(network, slices, test, state.normalisation, settings)
-                record |= test_scores(counts)
+                record |= scores_of_test(counts)
             if len(inner):
                 inner_counts = evaluate(network, slices, inner, state.normalisation, settings)
                 record["inner_dice"] = float(dice(inner_counts.sum(0)).mean())
@@ -321,20 +250,3 @@ def run_fold(
             write_json(folder / "metrics.json", metrics)
             (folder / PREVIOUS).unlink(missing_ok=True)  # of a finished fold one is enough
     return metrics
-
-
-def normalisation_of(images: Tensor) -> dict[str, float]:
-    """{"mean", "sd"} of the pixels of uint8 [N, S, S], in 0..255; sd is at least 0.001."""
-    pixels = images.double()
-    return {"mean": pixels.mean().item(), "sd": max(pixels.std().item(), 1e-3)}
-
-
-def test_scores(counts: np.ndarray) -> dict[str, Any]:
-    """What history.csv says of the test slices after an epoch."""
-    scores = summarise([counts])
-    return {
-        "test_dice": scores["dice"]["pooled"],
-        "test_dice_per_image": scores["dice"]["per_image_mean"],
-        "test_sensitivity": scores["sensitivity"]["pooled"],
-        "test_specificity": scores["specificity"]["pooled"],
-    }

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from asegnet_fast.training.config import Row, Settings
-from asegnet_fast.training.loop import Slices, initial_network, optimiser_of, training_step
+from asegnet_fast.training.steps import Slices, initial_network, optimiser_of, training_step
 
 WARM_UP_STEPS = 2
 STEPS = 3

@@ -50,9 +50,9 @@ class Reporter:
         """Write one line above the bars."""
         self.console.print(text, markup=False, soft_wrap=True)
 
-    def folds(self, done: int, total: int, row: str, fold: int) -> None:
+    def folds(self, done: int, total: int, row: str, fold: int | None) -> None:
         """A fold begins: `done` of `total` over all rows lie behind."""
-        self._show("folds", f"{row}, fold {fold}", done, total)
+        self._show("folds", row if fold is None else f"{row}, fold {fold}", done, total)
 
     def epochs(self, done: int, total: int, record: dict[str, Any] | None, name: str) -> None:
         """`done` of `total` epochs of this fold lie behind; `record` is the last one's line of history."""

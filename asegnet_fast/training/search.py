@@ -12,9 +12,9 @@ import numpy as np
 from asegnet_fast.errors import InputError
 from asegnet_fast.files import check_writable, create_json, is_temporary, read_json
 from asegnet_fast.training.config import Settings, convert, differences
-from asegnet_fast.training.loop import Slices
 from asegnet_fast.training.space import Space
 from asegnet_fast.training.split import training_part
+from asegnet_fast.training.steps import Slices
 
 if TYPE_CHECKING:
     import optuna

@@ -9,12 +9,13 @@ from asegnet_fast.training import distributed
 from asegnet_fast.training.config import Settings
 
 
-def derived_seed(seed: int, fold: int, purpose: int, *further: int) -> int:
+def derived_seed(seed: int, fold: int | None, purpose: int, *further: int) -> int:
     """A seed of its own for each fold and purpose, the same for every loss, so that rows compare.
 
+    No fold counts as fold 0: a model trained on all slices starts from the weights of fold 0.
     Purposes: 0 weights, 1 inner validation, 2 order of slices, 3 torch's own generator, 4 (and epoch) augmentation.
     """
-    return int(np.random.SeedSequence([seed, fold, purpose, *further]).generate_state(1)[0])
+    return int(np.random.SeedSequence([seed, fold or 0, purpose, *further]).generate_state(1)[0])
 
 
 def inner_split(train: np.ndarray, groups: np.ndarray, share: float, by_group: bool, seed: int) -> tuple:
@@ -51,7 +52,7 @@ def inner_split(train: np.ndarray, groups: np.ndarray, share: float, by_group: b
 
 
 def training_part(
-    settings: Settings, train: np.ndarray, groups: np.ndarray, fold: int
+    settings: Settings, train: np.ndarray, groups: np.ndarray, fold: int | None
 ) -> tuple[np.ndarray, np.ndarray]:
     """What a fold trains on, and its inner validation set.
 
@@ -59,7 +60,7 @@ def training_part(
         settings: the run's settings.
         train: indices of the fold's training slices.
         groups: the group of every slice of the data set.
-        fold: 0..settings.folds-1.
+        fold: 0..settings.folds-1, or None where all slices are trained on.
 
     Returns:
         (training indices, inner validation indices), both sorted.
@@ -72,7 +73,8 @@ def training_part(
     train, inner = inner_split(train, groups, settings.inner_validation, by_group, seed)
     if len(train) < settings.batch_size:
         raise InputError(
-            f"--batch-size: expected at most {len(train)}, the training slices of fold {fold}, "
+            f"--batch-size: expected at most {len(train)}, the training slices"
+            f"{'' if fold is None else f' of fold {fold}'}, "
             f"got {settings.batch_size}"
         )
     if settings.batch_size < distributed.size():

@@ -23,12 +23,13 @@ from asegnet_fast.training import distributed
 from asegnet_fast.training.claims import Claim, Watch
 from asegnet_fast.training.config import Row, Settings, option
 from asegnet_fast.training.jobs import POLL_SECONDS, Sharing
-from asegnet_fast.training.loop import Slices, TrainingError, run_fold
+from asegnet_fast.training.loop import TrainingError, run_fold
 from asegnet_fast.training.losses import Loss
 from asegnet_fast.training.progress import Reporter
 from asegnet_fast.training.search import Search, TrainingPart, import_optuna, open_study
 from asegnet_fast.training.space import Point
 from asegnet_fast.training.split import derived_seed
+from asegnet_fast.training.steps import Slices
 from asegnet_fast.training.workers import gpu_for
 
 if TYPE_CHECKING:
