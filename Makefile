@@ -59,6 +59,10 @@ sanitize-gpu: $(VENV)/.installed
 test-vectors: $(VENV)/.variants
 	$(VARIANT) vectors-64 -m pytest tests/ops -m kernels $(PYTEST_ARGS)
 
+# Cross-validations killed at random moments and resumed, against one that was never killed.
+kill-runs: $(VENV)/.installed
+	$(BIN)/python -m tests.kill_runs --kills 50
+
 fuzz: $(VENV)/.installed
 	$(BIN)/python -m tests.fuzz_ops --calls 10000
 

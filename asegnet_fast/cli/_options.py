@@ -153,7 +153,9 @@ def _parameter(name: str) -> inspect.Parameter:
 
 
 # Options of every command that trains.
-CONFIG = Annotated[Path | None, path_option("YAML file with these options as keys; options win.", metavar="FILE")]
+CONFIG = Annotated[
+    Path | None, path_option("YAML file with these options as keys; options win.", metavar="FILE")
+]
 
 # Options of the commands whose work several processes can share. Numbers are text here, too.
 WORKERS = Annotated[
