@@ -150,6 +150,12 @@ class Watch:
             return None
         return claim
 
+    def clear(self, folder: Path) -> None:
+        """Remove the dead claims of a fold that is done: its process was killed before it let go."""
+        for _, path in _claims(folder):
+            if self._is_dead(path, _read(path)):
+                path.unlink(missing_ok=True)
+
     def anybody_works(self, folders: Sequence[Path]) -> bool:
         """Whether one of the folds has a claim that is not known to be dead."""
         newest = [found for folder in folders if (found := _newest(folder)) is not None]

@@ -136,6 +136,7 @@ class _Board:
         done = self._jobs[number].is_finished() or self._jobs[number].given_up() is not None
         if done:
             self._open.remove(number)
+            self._watch.clear(self._jobs[number].folder)
         return done
 
     def lost(self) -> bool:
