@@ -8,7 +8,9 @@ tile sizes. That they run so also shows that they read no value of a tensor, as 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
+import io
 import re
 import subprocess
 import tempfile
@@ -23,7 +25,7 @@ import torch
 from asegnet_fast.ops import _library
 from benchmarks.results import ROOT, version
 
-OPS = ("max_pool2x2",)
+OPS = ("max_pool2x2", "tversky")
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32, "fp64": torch.float64}
 LAYOUTS = {"channels_last": torch.channels_last, "nchw": torch.contiguous_format}
 ARCHITECTURES = (80, 90)
@@ -33,7 +35,7 @@ TITLE = "# Triton kernels as compiled"
 class Compiled(NamedTuple):
     """One kernel for one architecture.
 
-    spilled: bytes of local memory a thread, which the kernels have no other use for. shared: bytes a block.
+    spilled: bytes a thread that ptxas stores for want of registers. shared: bytes a block.
     """
 
     op: str
@@ -65,8 +67,8 @@ class _NoDevice:
         return 0
 
 
-def _usage(cubin: bytes) -> dict[str, int]:
-    """What cuobjdump, which comes with Triton, says of a kernel: REG, STACK, LOCAL, SHARED."""
+def _registers(cubin: bytes) -> int:
+    """Registers a thread, as cuobjdump says, which comes with Triton."""
     import triton
 
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
@@ -75,7 +77,7 @@ def _usage(cubin: bytes) -> dict[str, int]:
         file.flush()
         words = [str(tool), "-res-usage", file.name]
         said = subprocess.run(words, capture_output=True, text=True, check=True).stdout
-    return {name: int(number) for name, number in re.findall(r"\b(REG|STACK|LOCAL|SHARED):(\d+)", said)}
+    return max(int(n) for n in re.findall(r"\bREG:(\d+)", said))
 
 
 def compiled(
@@ -87,15 +89,22 @@ def compiled(
     """
     if _library.INTERPRETING:
         raise RuntimeError("TRITON_INTERPRET: expected 0, got 1: the interpreter compiles nothing")
+    from triton import knobs
     from triton.runtime import driver
     from triton.runtime.jit import JITFunction
 
     launched: list[tuple[str, object, float]] = []
+    spilled: dict[str, int] = {}
     launch = JITFunction.run
+    knobs.nvidia.dump_ptxas_log = knobs.compilation.always_compile = True
 
     def compile_only(self, *args, grid, warmup, **options):
-        start = time.perf_counter()
-        kernel = launch(self, *args, grid=grid, warmup=True, **options)
+        start, said = time.perf_counter(), io.StringIO()
+        with contextlib.redirect_stdout(said):
+            kernel = launch(self, *args, grid=grid, warmup=True, **options)
+        spills = re.findall(r"(\d+) bytes spill stores", said.getvalue())
+        if spills:  # else it was compiled before
+            spilled[kernel.hash] = sum(map(int, spills))
         launched.append((self.__name__, kernel, time.perf_counter() - start))
         return kernel
 
@@ -114,15 +123,14 @@ def compiled(
                         if kernel.hash in seen:
                             continue
                         seen.add(kernel.hash)
-                        usage = _usage(kernel.asm["cubin"])
                         yield Compiled(
                             op,
                             kernel_name.strip("_").removesuffix("_kernel"),
                             name,
                             sm,
                             kernel.metadata.num_warps,
-                            usage["REG"],
-                            usage["STACK"] + usage["LOCAL"],
+                            _registers(kernel.asm["cubin"]),
+                            spilled[kernel.hash],
                             kernel.metadata.shared,
                             seconds,
                         )

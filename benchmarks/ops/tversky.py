@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from types import ModuleType
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 import asegnet_fast as af
-from asegnet_fast.ops.tversky import op, reference
+from asegnet_fast.ops.tversky import op, reference, samples
 from benchmarks.common import DTYPES, SIZE, SMALL, Case, generator, nbytes
 
 IMAGES = 16  # of the paper's batch
@@ -102,3 +103,23 @@ def cases(batch: int) -> Iterator[Case]:
                     compiled=classes == 2 and not prefix and name == "focal_tversky",
                     quick=classes == 2 and not prefix,
                 )
+
+
+def triton_cases(dtype: torch.dtype, layout: torch.memory_format) -> Iterator[tuple[str, Callable]]:
+    """What `benchmarks.triton_kernels` compiles: two, one and many classes, and every kind of loss."""
+    for classes, label in ((2, torch.uint8), (1, torch.bool), (19, torch.int64)):
+        shape = (16, classes, 256, 256)
+        logits = torch.empty(shape, dtype=dtype, device="meta").contiguous(memory_format=layout)
+        target = torch.empty((16, 256, 256), dtype=label, device="meta")
+
+        def run(kernels: ModuleType, logits: Tensor = logits, target: Tensor = target) -> None:
+            ignored = None if target.dtype == torch.uint8 else 0
+            kinds = samples.OPTIONS if target.dtype == torch.uint8 else ("focal", "generalized")
+            for kind in kinds:
+                options = samples.OPTIONS[kind]
+                loss, coefficients = kernels.region_loss(logits, target, None, ignored, *options)
+                kernels.region_loss_backward(loss, logits, target, coefficients, None, ignored, *options)
+            sums = kernels.region_sums(logits, target, ignored)
+            kernels.region_sums_backward(sums, logits, target, ignored)
+
+        yield f"{classes} classes", run

@@ -64,3 +64,59 @@ def test_offsets_beyond_two_to_the_31(layout):
     assert torch.equal(y, expected[0]) and torch.equal(code, expected[1])
     back = torch.ops.asegnet_fast.max_unpool2x2_backward.triton(x, code)
     assert torch.equal(back, reference.max_unpool2x2_backward(x, code))
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int64], ids=str)
+@pytest.mark.parametrize("channels", [1, 3])
+def test_an_undefined_label_is_ignored(dtype, channels):
+    logits = torch.randn(2, channels, 3, 5, device=DEVICE)
+    target = (torch.arange(30, device=DEVICE).view(2, 3, 5) % 5).to(
+        dtype
+    )  # some labels are beyond the classes
+    target[0, 0, 0] = -1 if dtype.is_signed else 255
+    ignored = torch.where((target >= 0) & (target < max(channels, 2)), target, 100)
+    logits.requires_grad_()
+    found = []
+    for labels, ignore_index in ((target, None), (ignored, 100)):
+        loss = af.focal_tversky_loss(logits, labels, ignore_index=ignore_index)
+        sums = af.region_sums(logits, labels, ignore_index)
+        found.append((loss, *sums, torch.autograd.grad(loss, logits)[0]))
+    for a, b in zip(*found, strict=True):
+        assert torch.equal(a, b)
+    with af.use_backend("reference"):
+        plain = af.focal_tversky_loss(logits, ignored, ignore_index=100)
+    torch.testing.assert_close(found[0][0], plain)
+
+
+def test_confident_sums_keep_their_digits():
+    target = torch.arange(20 * 21, device=DEVICE).view(1, 20, 21) % 3 % 2
+    logits = torch.stack([-12.0 * (2 * target - 1), 12.0 * (2 * target - 1)], 1).float()
+    ours, exact = af.region_sums(logits, target), af.region_sums(logits.double(), target)
+    for name in ("fp", "fn", "ce"):
+        torch.testing.assert_close(getattr(ours, name).double(), getattr(exact, name), rtol=1e-5, atol=0)
+
+
+def test_a_loss_is_two_launches_and_one(launches):
+    logits = torch.randn(2, 3, 40, 41, device=DEVICE, requires_grad=True)
+    target = torch.zeros(2, 40, 41, dtype=torch.uint8, device=DEVICE)
+    loss = af.focal_tversky_loss(logits, target)
+    assert len(launches) == 2
+    loss.backward()
+    assert len(launches) == 3
+
+
+@pytest.fixture
+def launches(monkeypatch):
+    """Collects the kernels that are launched."""
+    from triton.runtime import interpreter, jit
+
+    seen = []
+    kind = interpreter.InterpretedFunction if _library.INTERPRETING else jit.JITFunction
+    run = kind.run
+
+    def watched(self, *args, **options):
+        seen.append(self)
+        return run(self, *args, **options)
+
+    monkeypatch.setattr(kind, "run", watched)
+    return seen

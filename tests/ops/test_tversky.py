@@ -146,6 +146,18 @@ globals().update(
             gradients_of=(0,),
             outputs=(0, 1, 3, 4, 5, 6),
             small=("tiny-contiguous", "tiny_one_channel-strided", "tiny_three_classes-channels_last"),
+            few=(
+                "two_classes-channels_last",
+                "two_classes-right",
+                "one_channel-strided",
+                "one_channel-wrong",
+                "five_classes-expanded",
+                "volume-contiguous",
+                "no_space-contiguous",
+                "empty_batch-contiguous",
+                "no_pixels-contiguous",
+                "nan",
+            ),
             errors=errors(af.region_sums, INPUT_ERRORS),
         )
     )
@@ -164,6 +176,15 @@ globals().update(
                 *(f"tiny_three_classes-channels_last-{kind}" for kind in samples.OPTIONS),
                 "tiny-contiguous-focal",
                 "tiny_one_channel-strided-focal",
+            ),
+            few=(
+                "tiny_three_classes-channels_last-focal",
+                "tiny_three_classes-channels_last-generalized",
+                "tiny-strided-cross_entropy",
+                "tiny_one_channel-contiguous-literal",
+                "tiny_three_classes-wrong",
+                "empty_batch-contiguous",
+                "saturated-tversky",
             ),
             errors=[
                 *errors(af.focal_tversky_loss, INPUT_ERRORS, WEIGHT_ERRORS, OPTION_ERRORS),
@@ -187,6 +208,16 @@ globals().update(
             dtypes=(torch.float32, torch.float64),
             gradient_dtypes=(torch.float32, torch.float64),
             small=tuple(f"three-{kind}-contiguous" for kind in samples.OPTIONS),
+            few=(
+                "two-tversky-strided",
+                "three-focal-batch",
+                "two-literal-contiguous",
+                "three-generalized",
+                "none-focal-contiguous",
+                "two-cross_entropy",
+                "right",
+                "wrong",
+            ),
             errors=[
                 ("not sums", lambda: af.loss_from_sums(SUMS.tp), TypeError, "sums"),
                 ("kind", lambda: af.loss_from_sums(SUMS, "jaccard"), ValueError, "kind"),
@@ -207,6 +238,7 @@ SURE = 1e4 * torch.tensor([[[-1.0, 1.0, 1.0, 1.0]]])
 LABELS = torch.tensor([[0, 0, 0, 1]])
 
 
+@pytest.mark.triton
 def test_known_sums():
     s = af.region_sums(SURE, LABELS)
     assert (s.tp.tolist(), s.fp.tolist(), s.fn.tolist()) == ([[1, 1]], [[0, 2]], [[2, 0]])
@@ -227,6 +259,7 @@ def test_the_exponent_is_one_over_gamma():
     assert af.focal_tversky_loss(SURE, LABELS, gamma=1.0).item() == af.tversky_loss(SURE, LABELS).item()
 
 
+@pytest.mark.triton
 def test_known_dice():
     assert af.dice_loss(SURE, LABELS).item() == pytest.approx(2 * (1 - 2 / 4), rel=1e-6)
     assert af.dice_loss(SURE, LABELS, variant="literal").item() == pytest.approx(2 * (1 - 1 / 4), rel=1e-6)
@@ -244,6 +277,7 @@ def test_soft_dice_is_tversky_with_two_halves():
     assert torch.equal(af.dice_loss(logits, target), af.tversky_loss(logits, target, 0.5, 0.5))
 
 
+@pytest.mark.triton
 def test_one_channel_is_softmax_over_zero_and_z():
     z, target = torch.randn(2, 1, 5, 6), torch.rand(2, 5, 6) < 0.3
     pair = torch.cat([torch.zeros_like(z), z], dim=1)
@@ -521,6 +555,7 @@ def test_finite_and_bounded_for_extreme_logits(problem, name):
 _VANISHING = 1e-9
 
 
+@pytest.mark.triton
 @pytest.mark.kernels
 @settings(max_examples=examples(80, 5000), deadline=None)
 @given(problems(), st.sampled_from(sorted(samples.OPTIONS)), st.booleans(), st.booleans())

@@ -476,11 +476,13 @@ def _loss_backward_kernel(
     return _sums_backward_kernel(grad * coefficients, logits, target, ignore_index)
 
 
+_TRITON = f"{__package__}.triton_kernels"
 _library.define(
     "region_sums",
     "(Tensor logits, Tensor target, int? ignore_index) -> Tensor",
     reference.region_sums,
     layout_of=None,
+    triton=_TRITON,
 )
 _sums_backward = _library.define(
     "region_sums_backward",
@@ -488,12 +490,14 @@ _sums_backward = _library.define(
     _sums_backward_kernel,
     layout_of=None,
     listed=False,
+    triton=_TRITON,
 )
 _library.define(
     "loss_from_sums",
     f"(Tensor sums, Tensor? weight, {_OPTIONS}) -> (Tensor loss, Tensor coefficients)",
     reference.loss_and_coefficients,
     layout_of=None,
+    triton=_TRITON,
 )
 _library.define(
     "region_loss",
@@ -501,6 +505,7 @@ _library.define(
     " -> (Tensor loss, Tensor coefficients)",
     reference.region_loss,
     layout_of=None,
+    triton=_TRITON,
 )
 _loss_backward = _library.define(
     "region_loss_backward",
@@ -509,6 +514,7 @@ _loss_backward = _library.define(
     _loss_backward_kernel,
     layout_of=None,
     listed=False,
+    triton=_TRITON,
 )
 
 # ---- shapes without data --------------------------------------------------------------------------------
