@@ -147,3 +147,63 @@ class ENet(nn.Module):
         x, indices2 = self.down2(x)
         x = self.up2(x, indices2, size2)
         return self.head(self.up1(x, indices1, size1))
+
+
+class Gate(nn.Module):
+    """The gate of the popular Attention U-Net: two 1x1 convolutions with batch normalisation, one for each map."""
+
+    def __init__(self, g_channels: int, x_channels: int, inner: int) -> None:
+        super().__init__()
+        self.w_g = nn.Sequential(nn.Conv2d(g_channels, inner, 1), nn.BatchNorm2d(inner))
+        self.w_x = nn.Sequential(nn.Conv2d(x_channels, inner, 1), nn.BatchNorm2d(inner))
+        self.psi = nn.Sequential(nn.Conv2d(inner, 1, 1), nn.BatchNorm2d(1), nn.Sigmoid())
+        self.relu = nn.ReLU(inplace=True)
+
+    def forward(self, g: Tensor, x: Tensor) -> Tensor:
+        return x * self.psi(self.relu(self.w_g(g) + self.w_x(x)))
+
+
+class GridGate(nn.Module):
+    """Oktay et al. 2018: formed on the grid of a coarser g, from a strided convolution of x, and resized."""
+
+    def __init__(self, g_channels: int, x_channels: int, inner: int) -> None:
+        super().__init__()
+        self.theta = nn.Conv2d(x_channels, inner, 2, stride=2, bias=False)
+        self.phi = nn.Conv2d(g_channels, inner, 1)
+        self.psi = nn.Conv2d(inner, 1, 1)
+
+    def forward(self, x: Tensor, g: Tensor) -> Tensor:
+        theta = self.theta(x)
+        phi = F.interpolate(self.phi(g), size=theta.shape[2:], mode="bilinear")
+        alpha = torch.sigmoid(self.psi(F.relu(theta + phi)))
+        return F.interpolate(alpha, size=x.shape[2:], mode="bilinear") * x
+
+
+class AttentionUNet(nn.Module):
+    """Oktay et al. 2018 in two styles: gates on the finer grid with batch normalisation, or on the coarser grid."""
+
+    def __init__(self, grid: bool = False, in_channels: int = 2, classes: int = 3, width: int = 4) -> None:
+        super().__init__()
+        self.grid = grid
+        widths = (width, 2 * width, 4 * width)
+        ins = (in_channels, *widths)
+        self.encoders = nn.ModuleList(conv_bn_relu(a, b) for a, b in itertools.pairwise(ins))
+        self.ups = nn.ModuleList(nn.ConvTranspose2d(b, a, 2, stride=2) for a, b in itertools.pairwise(widths))
+        self.gates = nn.ModuleList(
+            GridGate(b, a, a) if grid else Gate(a, a, a // 2) for a, b in itertools.pairwise(widths)
+        )
+        self.decoders = nn.ModuleList(conv_bn_relu(2 * a, a) for a in widths[:-1])
+        self.head = nn.Conv2d(width, classes, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        skips = []
+        for encoder in self.encoders:
+            x = encoder(x)
+            skips.append(x)
+            x = F.max_pool2d(x, 2)
+        x = skips.pop()
+        for k in reversed(range(len(self.ups))):
+            up = self.ups[k](x)
+            skip = self.gates[k](skips[k], x) if self.grid else self.gates[k](g=up, x=skips[k])
+            x = self.decoders[k](torch.cat([skip, up], 1))
+        return self.head(x)

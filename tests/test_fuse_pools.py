@@ -524,7 +524,7 @@ class Hourglass(nn.Module):
         return self.unpool(z, outer, x.shape)
 
 
-@pytest.mark.parametrize("dynamic", [False, True])
+@pytest.mark.parametrize("dynamic", [False, pytest.param(True, marks=pytest.mark.extended)])
 def test_compile_in_one_graph(dynamic):
     model = Hourglass()
     fused = copy.deepcopy(model)

@@ -100,3 +100,15 @@ def _rebuild(kind: str, function: Callable, arguments: tuple) -> object:
 def original_of(module: nn.Module) -> type | None:
     """The class that a module of a derived class had before; None for any other module."""
     return vars(type(module)).get("_asegnet_fast_original")
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Whether somebody watches the calls of `module`, or of all modules."""
+    return bool(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+        or nn.modules.module._has_any_global_hook()
+        or "forward" in vars(module)
+    )

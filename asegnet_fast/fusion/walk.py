@@ -8,7 +8,7 @@ from collections import Counter
 import torch
 from torch import nn
 
-from asegnet_fast.fusion import calls, classes, measure
+from asegnet_fast.fusion import calls, classes, gates, measure
 from asegnet_fast.fusion.modules import FUSED, STOCK
 from asegnet_fast.fusion.report import Entry, Report, Saved
 from asegnet_fast.nn.functional import is_2x2
@@ -33,6 +33,9 @@ def fuse(
     - Calls of `max_pool2d`, `max_pool2d_with_indices` and `max_unpool2d` of `torch.nn.functional`, and of
       `torch.max_pool2d`, in the methods of the model's classes, in functions of the same package that these call, and
       in attributes of modules.
+    - Attention gates, x * sigmoid(BN(psi(relu(BN(Wx x) + BN(Wg g))))) with 1x1 convolutions and maps of one size, known
+      by what they compute and not by name: one op in evaluation, with the batch normalisations folded in. A gate with
+      batch normalisation trains as before. Equal within rounding.
 
     Indices keep torch's meaning: they are int64 tensors to whoever reads, computes with, saves or moves them, made when
     somebody does. Only an unpool back to the size that was pooled uses the bytes.
@@ -81,6 +84,7 @@ def unfuse(model: nn.Module) -> nn.Module:
         if stock is not None:
             module.__class__ = stock
         calls.restore_attributes(module)
+        gates.restore(module)
     return model
 
 
@@ -119,7 +123,24 @@ def _fuse_one(path: str, module: nn.Module, report: Report) -> None:
     elif type(module) in FUSED:
         _fuse_pool(path, module, report)
     elif type(module) not in STOCK and classes.original_of(module) is None:
-        _fuse_calls(path, module, report)
+        if not _fuse_gate(path, module, report):
+            _fuse_calls(path, module, report)
+
+
+def _fuse_gate(path: str, module: nn.Module, report: Report) -> bool:
+    name = type(module).__name__
+    try:
+        plan = gates.find(module)
+    except gates.NotAGate as reason:
+        if reason.likely:
+            report.left.append(Entry(path, name, f"as a gate: {reason}"))
+        return False
+    refused = gates.become(module, plan)
+    if refused is None:
+        report.replaced.append(Entry(path, name, gates.describe(plan)))
+    else:
+        report.left.append(Entry(path, name, refused))
+    return refused is None
 
 
 def _fuse_pool(path: str, module: nn.Module, report: Report) -> None:
