@@ -41,7 +41,7 @@ ALLOWED = {
         "paper",
     },
     "asegnet_fast.inference": {"checkpoint", "data", "environment", "files"},
-    "asegnet_fast.report": {"evaluation", "checkpoint", "data", "models", "files"},
+    "asegnet_fast.report": {"evaluation", "checkpoint", "data", "models", "files", "paper"},
     "asegnet_fast.cli": {
         "training",
         "inference",

@@ -98,7 +98,7 @@ def run_crossval(settings: Settings, resume: bool, workers: int = 1, sharing: Sh
         if summary is None:
             reporter.say("nothing left to begin; the last process to finish a fold writes the table")
         elif distributed.first():
-            write_results(summary, Path(settings.out), slices, reporter)
+            write_results(summary, Path(settings.out), slices, reporter, Path(settings.data))
     if given_up:
         if distributed.first():
             for line in given_up:
@@ -135,12 +135,12 @@ def reporter_of_process() -> Reporter:
     return Reporter() if distributed.first() else Reporter(Console(quiet=True))
 
 
-def write_results(summary: dict[str, Any], run: Path, slices: Any, reporter: Reporter) -> None:
-    """Write a run's tables and pictures, and say how long each row took."""
+def write_results(summary: dict[str, Any], run: Path, slices: Any, reporter: Reporter, root: Path) -> None:
+    """Write a run's tables, pictures and page, and say how long each row took; `root` is the data's folder."""
     from asegnet_fast.training.crossval import run_times
 
     write_tables(summary, run, reporter)
-    write_figures(summary, run, slices, reporter)
+    write_report(summary, run, reporter, slices, root)
     for row in run_times(run):
         share = row["outside_convolution"]
         outside = f", {100 * share['share']:.0f} % of {share['clock']} outside convolutions" if share else ""
@@ -164,7 +164,7 @@ def draw_fold(folder: Path, row: Row) -> None:
 
 def draw_progress(folder: Path, row: Row, fold: int | None) -> None:
     """Draw progress.png into a folder where a row was trained, unless it was drawn before a run was resumed."""
-    from asegnet_fast.report.figures import fold_progress
+    from asegnet_fast.report.charts import fold_progress
     from asegnet_fast.report.table import row_label
 
     if not (folder / "progress.png").exists():
@@ -183,9 +183,23 @@ def write_tables(summary: dict[str, Any], run: Path, reporter: Reporter) -> None
     reporter.say(f"wrote {run / 'summary.json'}, {run / 'table1.md'}, {run / 'table1.csv'}")
 
 
-def write_figures(summary: dict[str, Any], run: Path, slices: Any, reporter: Reporter) -> None:
-    """Draw the pictures of a run into its folder."""
-    from asegnet_fast.report import figures
+def write_report(
+    summary: dict[str, Any],
+    run: Path,
+    reporter: Reporter,
+    slices: Any = None,
+    root: Path | None = None,
+    out: Path | None = None,
+) -> bool:
+    """Write the pictures and the page of a run; the arguments are those of `asegnet_fast.report.write_report`.
 
-    figures.write_figures(run, summary, slices)
-    reporter.say(f"wrote {run / 'figures'}{os.sep}")
+    Returns:
+        Whether everything could be made; what could not is said on standard error, a line each.
+    """
+    from asegnet_fast.report import write_report as write
+
+    problems = write(run, summary, slices, root, out)
+    reporter.say(f"wrote {run / 'figures'}{os.sep}, {run / 'conclusions.csv'}, {out or run / 'report.html'}")
+    for problem in problems:
+        print(f"{PROGRAM}: {problem}", file=sys.stderr)
+    return not problems

@@ -141,17 +141,7 @@ def load_folds(path: str | os.PathLike, slices: SliceSet) -> Folds:
             not in the set or in another group; an empty fold; a group in two folds under split `patient`.
     """
     path = Path(path)
-    try:
-        text = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise DataError(f"{path}: expected a folds file, got {reason}") from None
-    split, k, seed, parts = _checked_head(text, path)
-    if text["fingerprint"] != slices.fingerprint:
-        raise DataError(
-            f"{path}: expected folds of this data (fingerprint {slices.fingerprint[:12]}), got folds of "
-            f"other data, groups or options ({str(text['fingerprint'])[:12]})"
-        )
+    split, k, seed, parts = _read(path, slices.fingerprint)
     position = {case: i for i, case in enumerate(zip(slices.sources, slices.indices, strict=True))}
     seen: dict[int, int] = {}
     home: dict[str, int] = {}
@@ -184,6 +174,38 @@ def load_folds(path: str | os.PathLike, slices: SliceSet) -> Folds:
             f"is in no fold ({len(slices) - len(seen)} missing)"
         )
     return Folds(split, k, seed, tuple(test), _leak_percent(slices, tuple(test)))
+
+
+def read_cases(path: str | os.PathLike, fingerprint: str) -> list[list[tuple[str, int, str]]]:
+    """Reads which slices each fold tests, without the data they come from.
+
+    Args:
+        path: a file that `save_folds` wrote.
+        fingerprint: of the set the folds must divide.
+
+    Returns:
+        Per fold its test slices as (file, index, group), in rising order of their positions in the set.
+
+    Raises:
+        DataError: unreadable or damaged, or made for other data or options.
+    """
+    return _read(Path(path), fingerprint)[3]
+
+
+def _read(path: Path, fingerprint: str) -> tuple[str, int, int, list[list[tuple[str, int, str]]]]:
+    """split, k, seed and each fold's (file, index, group) of a folds file of this fingerprint."""
+    try:
+        text = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise DataError(f"{path}: expected a folds file, got {reason}") from None
+    head = _checked_head(text, path)
+    if text["fingerprint"] != fingerprint:
+        raise DataError(
+            f"{path}: expected folds of this data (fingerprint {fingerprint[:12]}), got folds of "
+            f"other data, groups or options ({str(text['fingerprint'])[:12]})"
+        )
+    return head
 
 
 def _checked_head(text: object, path: Path) -> tuple[str, int, int, list[list[tuple[str, int, str]]]]:

@@ -6,6 +6,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from asegnet_fast import paper
 from asegnet_fast.files import write_csv, write_text
 
 if TYPE_CHECKING:
@@ -62,30 +63,39 @@ def percent(share: float | None) -> str:
 
 def cells(row: dict[str, Any], folds: int) -> list[str]:
     """One row of the table under `HEADINGS`."""
-    paper = row["paper"] or {}
+    printed = row["paper"] or {}
     line = [MODEL_NAMES[row["model"]], loss_label(row)]
     for name in MEASURES:
-        line += [percent(row[name]["pooled"]), percent(paper.get(name))]
+        line += [percent(row[name]["pooled"]), percent(printed.get(name))]
     spread = row["dice"]["per_fold_sd"]
     by_fold = percent(row["dice"]["per_fold_mean"]) + ("" if spread is None else f" ± {percent(spread)}")
     return [*line, percent(row["dice"]["per_image_mean"]), by_fold, f"{row['folds']} of {folds}"]
 
 
-def standing(summary: dict[str, Any]) -> list[str]:
-    """What bounds the numbers: leak, floor, and rows that are missing or not whole."""
+def leak_line(summary: dict[str, Any]) -> str:
+    """How the slices were split, and what that leaks."""
     split = {"slice": "by slice, which is leaky", "patient": "by patient (groups stay whole)"}[
         summary["split"]
     ]
+    return f"Split {split}: {summary['leak_percent']:.1f} % of the test slices have a neighbour in training."
+
+
+def floor_line(summary: dict[str, Any]) -> str:
+    """What predictors that look at no image reach."""
     everywhere, constant = summary["trivial"]["lesion_everywhere"], summary["trivial"]["best_constant"]
     answers = "lesion" if everywhere["label"] == 1 else f"label {everywhere['label']}"
     scores = [
         percent(p["dice"][name]) for p in (everywhere, constant) for name in ("pooled", "per_image_mean")
     ]
-    lines = [
-        f"Split {split}: {summary['leak_percent']:.1f} % of the test slices have a neighbour in training.",
+    return (
         f"Floor: a predictor that answers {answers} everywhere has Dice {scores[0]} pooled and {scores[1]} per image; "
-        f"the best constant answer (label {constant['label']}) {scores[2]} and {scores[3]}.",
-    ]
+        f"the best constant answer (label {constant['label']}) {scores[2]} and {scores[3]}."
+    )
+
+
+def standing(summary: dict[str, Any]) -> list[str]:
+    """What bounds the numbers: leak, floor, and rows that are missing or not whole."""
+    lines = [leak_line(summary), floor_line(summary)]
     if part := [
         f"{row['folder']} ({row['folds']})" for row in summary["rows"] if row["folds"] < summary["folds"]
     ]:
@@ -103,8 +113,9 @@ def foot(summary: dict[str, Any]) -> list[str]:
         "the mean over slices; Dice/fold is mean ± standard deviation of the folds' pooled Dice. Measured after the "
         f"last of {summary['epochs']} epochs.",
         *standing(summary),
-        "The paper column is Table 1 of Budak et al. 2021 (473 slices, 256 x 256, 50 epochs); its split and averaging "
-        "are not stated there, so it stands beside ours and is no target.",
+        f"The paper column is Table 1 of Budak et al. 2021 ({paper.SLICES} slices, {paper.SIZE} x {paper.SIZE}, "
+        f"{paper.EPOCHS} epochs); its split and averaging are not stated there, so it stands beside ours and is no "
+        "target.",
         f"asegnet_fast {environment['asegnet_fast']}, torch {environment['torch']}, Python {environment['python']}, "
         f"{environment.get('gpu', environment['cpu'])}, {summary['data']['slices']} slices.",
         *(f"Note on the data: {note}" for note in summary["data"]["notes"]),

@@ -100,8 +100,8 @@ class Settings:
     labels: str = "merge"
     select: str = "lesion"
     cache: str | None = None
-    size: int = 256
-    epochs: int = 50
+    size: int = paper.SIZE
+    epochs: int = paper.EPOCHS
     batch_size: int = 16
     lr: float = 0.1
     lr_halve_every: int = 10
