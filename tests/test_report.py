@@ -1,26 +1,16 @@
-"""The table's cells and the pictures, made from a finished run's files."""
+"""The table of a run: its cells, its foot, and the files it is kept in."""
 
 import csv
 import io
 import json
 import shutil
 
-import numpy as np
 import pytest
-from matplotlib.image import imread
 from rich.console import Console
 
-from asegnet_fast.errors import InputError
-from asegnet_fast.report.figures import (
-    _predictions,
-    fold_progress,
-    spread_slices,
-    training_curves,
-    write_figures,
-)
 from asegnet_fast.report.table import loss_label, markdown, percent, records, terminal_table, write_tables
-from asegnet_fast.training.crossval import load_data, summarise_run
-from tests.program_runs import finished_run, settings
+from asegnet_fast.training.crossval import summarise_run
+from tests.program_runs import finished_run
 
 
 @pytest.fixture
@@ -81,62 +71,6 @@ def test_summary_is_rebuilt_from_the_folds(summary, run_copy):
     (run_copy / "summary.json").unlink()
     assert summarise_run(run_copy) == summary
     assert json.loads((run_copy / "summary.json").read_text()) == summary
-
-
-def test_pictures_are_drawn(summary, run_copy):
-    slices = load_data(settings(run_copy))
-    write_figures(run_copy, summary, slices)
-    fold_progress(run_copy / "segnet--dl" / "fold0", "a title")
-    pictures = [
-        run_copy / "figures" / f"{name}.png" for name in ("data_samples", "qualitative", "training_curves")
-    ]
-    for path in [*pictures, run_copy / "segnet--dl" / "fold0" / "progress.png"]:
-        picture = imread(path)
-        assert min(picture.shape[:2]) > 300 and picture[..., :3].std() > 0.05
-    assert not list(run_copy.rglob(".*"))
-
-
-def test_pictures_show_the_predictions_of_the_fold_that_tested_the_slice(summary, run_copy):
-    slices = load_data(settings(run_copy))
-    rows = summary["rows"][:1]
-    folder = run_copy / rows[0]["folder"]
-    metrics = [json.loads((folder / f"fold{k}" / "metrics.json").read_text()) for k in range(2)]
-    fold_of = {i: k for k in range(2) for i in metrics[k]["test_indices"]}
-    chosen = np.array([metrics[0]["test_indices"][0], metrics[1]["test_indices"][-1]])
-    predicted = _predictions(run_copy, rows, slices, chosen, fold_of)[rows[0]["folder"]]
-    for labels, index in zip(predicted, chosen, strict=True):
-        fold = metrics[fold_of[int(index)]]
-        tp, fp, _, _ = fold["counts"][fold["test_indices"].index(index)][0]
-        assert abs(int((labels > 0).sum()) - (tp + fp)) <= 2
-
-
-def test_spread_slices_go_from_small_to_large_without_repeats(run_copy):
-    slices = load_data(settings(run_copy))
-    chosen = spread_slices(slices, np.arange(len(slices.images)), 4)
-    shares = (slices.masks[chosen] > 0).mean((1, 2))
-    assert len(set(chosen.tolist())) == 4 and (np.diff(shares) >= 0).all()
-    assert len(spread_slices(slices, np.arange(2), 6)) <= 2
-
-
-def test_a_damaged_history_is_named(summary, run_copy):
-    (run_copy / "segnet--dl" / "fold0" / "history.csv").unlink()
-    with pytest.raises(ValueError, match=r"history\.csv"):
-        fold_progress(run_copy / "segnet--dl" / "fold0", "a title")
-
-
-@pytest.mark.parametrize("text", ["", "epoch\n1\n", "epoch,lr,loss\n1,2\n", None])
-def test_a_history_with_other_content_is_named(summary, run_copy, text):
-    path = run_copy / "segnet--dl" / "fold0" / "history.csv"
-    path.write_text("\n".join(path.read_text().splitlines()[:-1]) if text is None else text)
-    with pytest.raises(InputError, match=r"fold0/history\.csv: expected a line of numbers for each epoch"):
-        training_curves(run_copy, summary, run_copy / "curves.png")
-
-
-def test_another_folds_checkpoint_is_not_drawn(summary, run_copy):
-    row = run_copy / "segnet--dl"
-    shutil.copy(row / "fold1" / "checkpoint_last.pt", row / "fold0" / "checkpoint_last.pt")
-    with pytest.raises(InputError, match=r"fold0/checkpoint_last\.pt: expected this fold's"):
-        write_figures(run_copy, summary, load_data(settings(run_copy)))
 
 
 def test_the_terminal_table_fits_80_columns(summary):

@@ -12,7 +12,7 @@ import numpy as np
 
 from asegnet_fast.report import colours
 from asegnet_fast.report.cases import Cases, lesion_share, slice_name
-from asegnet_fast.report.pictures import heat, paint
+from asegnet_fast.report.pictures import colour_map, heat, paint
 from asegnet_fast.report.table import MODEL_NAMES, loss_label, row_label
 
 if TYPE_CHECKING:
@@ -172,45 +172,47 @@ def attention(rows: list[dict[str, Any]], slices: SliceSet, cases: Cases, count:
 def write_strips(figure_of: Strips, path: Path) -> None:
     """Write a figure of CT pictures as PNG, on white, with its captions and legend."""
     from matplotlib.figure import Figure
-    from matplotlib.patches import Patch
+    from matplotlib.patches import Rectangle
 
     from asegnet_fast.report.charts import DPI, save
 
     longest = max(len(strip.panels) for strip in figure_of.strips)
-    columns = longest if longest <= MAX_COLUMNS else math.ceil(longest / math.ceil(longest / MAX_COLUMNS))
-    lines = [
-        (strip, strip.panels[start : start + columns])
-        for strip in figure_of.strips
-        for start in range(0, len(strip.panels), columns)
-    ]
+    columns = math.ceil(longest / math.ceil(longest / MAX_COLUMNS))
     height, width = figure_of.strips[0].panels[0].picture.shape[:2]
-    caption = max(len(panel.caption) for strip in figure_of.strips for panel in strip.panels)
-    size = (max(1.9 * columns, 6), (1.9 * height / width + 0.16 * caption + 0.3) * len(lines) + 0.6)
-    figure = Figure(figsize=size, dpi=DPI, layout="constrained")
-    axes = figure.subplots(len(lines), columns, squeeze=False)
-    for axis in axes.flat:
-        axis.set_axis_off()
-    for line, (strip, panels) in zip(axes, lines, strict=True):
-        for axis, panel in zip(line, panels, strict=False):
-            axis.set_axis_on()
-            axis.imshow(panel.picture, interpolation="nearest")
-            axis.set_xticks([])
-            axis.set_yticks([])
-            for spine in axis.spines.values():
-                spine.set_visible(False)
-            axis.set_xlabel("\n".join(panel.caption), fontsize=7.5)
-        if panels[0] is strip.panels[0]:
-            line[0].set_title(strip.title, fontsize=8.5, loc="left")
+    captions = max(len(panel.caption) for strip in figure_of.strips for panel in strip.panels)
+    # Everything below is in inches from the upper left corner.
+    side, gap, margin, line, title, foot = 1.9, 0.1, 0.15, 0.135, 0.3, 0.35
+    step = side * height / width + line * captions + 0.16
+    lines = [math.ceil(len(strip.panels) / columns) for strip in figure_of.strips]
+    legend = sum(0.45 + 0.075 * len(name) for _, name in figure_of.legend) + 2.6 * figure_of.scale
+    whole = max(2 * margin + columns * (side + gap) - gap, legend + 2 * margin)
+    tall = 2 * margin + title * len(lines) + step * sum(lines) + foot
+    figure = Figure(figsize=(whole, tall), dpi=DPI)
+    axis = figure.add_axes((0, 0, 1, 1))
+    y = margin
+    for strip, number in zip(figure_of.strips, lines, strict=True):
+        axis.text(margin, y + title - 0.09, strip.title, fontsize=9, fontweight="bold")
+        y += title
+        for place, panel in enumerate(strip.panels):
+            left = margin + place % columns * (side + gap)
+            top = y + place // columns * step
+            bottom = top + side * height / width
+            axis.imshow(panel.picture, extent=(left, left + side, bottom, top), interpolation="nearest")
+            for k, text in enumerate(panel.caption, 1):
+                axis.text(left, bottom + k * line, text, fontsize=7.5)
+        y += number * step
+    y, x = tall - margin, margin
+    for colour, name in figure_of.legend:
+        axis.add_patch(Rectangle((x, y - 0.12), 0.18, 0.12, color=colour))
+        axis.text(x + 0.24, y, name, fontsize=8)
+        x += 0.45 + 0.075 * len(name)
     if figure_of.scale:
-        from matplotlib.cm import ScalarMappable
-
-        bar = figure.colorbar(
-            ScalarMappable(cmap="viridis"), ax=axes, shrink=min(1.0, 2 / len(lines)), pad=0.01
-        )
-        bar.set_label("gate coefficient α", fontsize=8)
-        bar.ax.tick_params(labelsize=7)
-    patches = [Patch(color=colour, label=name) for colour, name in figure_of.legend]
-    figure.legend(handles=patches, loc="outside lower center", ncols=len(patches), fontsize=8, frameon=False)
+        axis.text(x, y, "gate coefficient α   0", fontsize=8)
+        ramp = colour_map(np.linspace(0, 1, 64))[None]
+        axis.imshow(ramp, extent=(x + 1.25, x + 2.25, y, y - 0.12), interpolation="nearest")
+        axis.text(x + 2.32, y, "1", fontsize=8)
+    axis.set(xlim=(0, whole), ylim=(tall, 0))
+    axis.set_axis_off()
     save(figure, path)
 
 
