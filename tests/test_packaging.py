@@ -11,6 +11,7 @@ import sys
 import sysconfig
 import tarfile
 import venv
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -123,6 +124,8 @@ def test_a_wheel_serves_another_python(source, tmp_path):
     )
     (wheel,) = out.glob("*.whl")
     assert wheel.name.split("-")[2:4] == ["py3", "none"] and "linux" in wheel.name.split("-")[4]
+    templates = {f"asegnet_fast/report/templates/page.{kind}" for kind in ("html", "css")}
+    assert templates <= set(zipfile.ZipFile(wheel).namelist())
     other = other_python()
     if other is None:
         pytest.skip("no other Python 3.10 or later on this machine")
