@@ -188,8 +188,9 @@ def test_report_without_data_shows_the_rest(tmp_path, capsys):
     assert len(page.all("img")) == 3 + 1 + 2 and not (run / "report.html").exists()
     assert cli.main(["report", str(run), "--data", str(tmp_path / "gone")]) == 2
     assert "gone: expected a folder" in capsys.readouterr().err
-    assert cli.main(["report", str(run), "--out", str(tmp_path)]) == 2
-    assert "--out: expected a file" in capsys.readouterr().err
+    for wrong in (tmp_path, run / "config.json" / "page.html"):
+        assert cli.main(["report", str(run), "--out", str(wrong)]) == 2
+        assert "--out: expected a file in a folder" in capsys.readouterr().err
 
 
 def test_report_of_a_damaged_run_says_what_is_missing(tmp_path, capsys):

@@ -33,8 +33,11 @@ def report(
     from asegnet_fast.training.run_folder import read_run
 
     settings, config = read_run(run)
-    if out is not None and out.is_dir():
-        raise InputError(f"--out: expected a file, got the folder {out}")
+    if out is not None:
+        there = next(path for path in (out, *out.absolute().parents) if path.exists())
+        if out.is_dir() or not (there.is_dir() or there == out):
+            what = "the folder" if out.is_dir() else "a path through a file,"
+            raise InputError(f"--out: expected a file in a folder, got {what} {out}")
     folder = Path(data or settings.data)
     with Reporter() as reporter:
         summary = summarise_run(run)
