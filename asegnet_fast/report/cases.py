@@ -79,6 +79,10 @@ def spread_slices(slices: SliceSet, candidates: np.ndarray, count: int) -> np.nd
     return np.array(sorted(chosen, key=lambda i: lesion_share(slices, i)), dtype=np.int64)
 
 
+#: Which file holds the network that a run tested.
+CHECKPOINTS = {"last": "checkpoint_last.pt", "best": "checkpoint_best.pt"}
+
+
 def choose_cases(run: Path, summary: dict[str, Any], slices: SliceSet, count: int = 4) -> Cases:
     """Choose test slices that every row has been tested on, and predict them with each row's network.
 
@@ -101,7 +105,9 @@ def choose_cases(run: Path, summary: dict[str, Any], slices: SliceSet, count: in
     checkpoints: list[Path] = []
     for row in rows if len(chosen) else []:
         try:
-            predictions[row["folder"]], read = _predict(run / row["folder"], slices, chosen, fold_of)
+            predictions[row["folder"]], read = _predict(
+                run / row["folder"], CHECKPOINTS[summary["tested_epoch"]], slices, chosen, fold_of
+            )
             checkpoints += read
         except InputError as error:
             problems.append(str(error))
@@ -109,7 +115,7 @@ def choose_cases(run: Path, summary: dict[str, Any], slices: SliceSet, count: in
 
 
 def _predict(
-    row: Path, slices: SliceSet, chosen: Sequence[int], fold_of: dict[int, int]
+    row: Path, name: str, slices: SliceSet, chosen: Sequence[int], fold_of: dict[int, int]
 ) -> tuple[list[Prediction], list[Path]]:
     """What the row's networks say about the chosen slices, each by the fold that tested it; on the CPU, in fp32."""
     import torch
@@ -119,7 +125,7 @@ def _predict(
     found: dict[int, Prediction] = {}
     read = []
     for fold in sorted({fold_of[int(i)] for i in chosen}):
-        path = row / f"fold{fold}" / "checkpoint_last.pt"
+        path = row / f"fold{fold}" / name
         content = read_checkpoint(path)
         if content.get("identity") != read_json(path.parent / "metrics.json").get("identity"):
             raise InputError(f"{path}: expected this fold's, got another one's")

@@ -22,9 +22,9 @@ from asegnet_fast.evaluation.statistics import Interval
 from asegnet_fast.files import replacing
 from asegnet_fast.report.colours import BLUE, GREY, LINES, OCHRE, RED, STYLES, TEAL
 from asegnet_fast.report.limits import read_history, row_histories
+from asegnet_fast.report.pictures import DPI
 from asegnet_fast.report.table import MODEL_NAMES, loss_label, row_label
 
-DPI = 130
 INK = "#010203"  # stands for the text's colour until an SVG is written
 MEASURE_NAMES = {"dice": "Dice", "sensitivity": "Sensitivity", "specificity": "Specificity"}
 _SCHEMES = (
@@ -100,22 +100,31 @@ def training_curves(run: Path, summary: dict[str, Any], path: Path) -> None:
             for row in (row for row in summary["rows"] if row["model"] == model):
                 i = labels.index(loss_label(row))
                 colour, style = LINES[i % len(LINES)], STYLES[i % len(STYLES)]
-                histories = list(row_histories(run, row, summary["epochs"]).values())
+                histories = list(row_histories(run, row).values())
                 for axis, key, scale in ((axes[m, 0], "loss", 1), (axes[m, 1], "test_dice", 100)):
-                    values = np.array([[scale * line[key] for line in history] for history in histories])
+                    # A fold that stopped early is in the mean up to its last epoch.
+                    values = np.full((len(histories), max(map(len, histories), default=0)), np.nan)
+                    for place, history in enumerate(histories):
+                        values[place, : len(history)] = [scale * line[key] for line in history]
+                    values = values[:, ~np.isnan(values).all(0)] if values.size else values
                     if not values.size:
                         continue
                     epochs = np.arange(1, values.shape[1] + 1)
                     axis.plot(
                         epochs,
-                        values.mean(0),
+                        np.nanmean(values, 0),
                         style,
                         color=colour,
                         marker=_marker(epochs),
                         label=loss_label(row),
                     )
                     axis.fill_between(
-                        epochs, values.min(0), values.max(0), color=colour, alpha=0.15, linewidth=0
+                        epochs,
+                        np.nanmin(values, 0),
+                        np.nanmax(values, 0),
+                        color=colour,
+                        alpha=0.15,
+                        linewidth=0,
                     )
             axes[m, 0].set_ylabel("training loss", fontsize=9)
             axes[m, 1].set_ylabel("Dice on test slices, %", fontsize=9)
@@ -136,9 +145,9 @@ def training_curves(run: Path, summary: dict[str, Any], path: Path) -> None:
         save(figure, path)
 
 
-def fold_curves(run: Path, row: dict[str, Any], epochs: int, path: Path) -> None:
+def fold_curves(run: Path, row: dict[str, Any], path: Path) -> None:
     """Draw training loss and test Dice of every fold of a row by epoch, as SVG."""
-    histories = row_histories(run, row, epochs)
+    histories = row_histories(run, row)
     with rc_context(_INKED):
         figure = Figure(figsize=(4.6, 2.3), layout="constrained")
         left, right = figure.subplots(1, 2)

@@ -73,7 +73,7 @@ def write_figures(
     for row in summary["rows"]:
         chart(
             f"folds--{row['folder']}",
-            lambda path, row=row: charts.fold_curves(run, row, summary["epochs"], path),
+            lambda path, row=row: charts.fold_curves(run, row, path),
         )
     if slices is None:
         return figures

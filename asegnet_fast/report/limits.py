@@ -12,7 +12,7 @@ import numpy as np
 from asegnet_fast import paper
 from asegnet_fast.errors import InputError
 from asegnet_fast.evaluation.statistics import Interval
-from asegnet_fast.files import read_csv
+from asegnet_fast.files import read_csv, read_json
 from asegnet_fast.report.conclusions import FEWEST_UNITS
 from asegnet_fast.report.counts import RunCounts, floor, past_the_floor
 from asegnet_fast.report.table import percent, row_label
@@ -45,11 +45,11 @@ def read_history(path: Path, epochs: int | None = None) -> list[dict[str, float]
     return lines
 
 
-def row_histories(run: Path, row: dict[str, Any], epochs: int) -> dict[int, list[dict[str, float]]]:
-    """Fold -> history of every finished fold of a row."""
+def row_histories(run: Path, row: dict[str, Any]) -> dict[int, list[dict[str, float]]]:
+    """Fold -> history of every finished fold of a row, each as long as its metrics.json says it trained."""
     paths = sorted((run / row["folder"]).glob("fold*/history.csv"), key=lambda p: int(p.parent.name[4:]))
     return {
-        int(path.parent.name[4:]): read_history(path, epochs)
+        int(path.parent.name[4:]): read_history(path, read_json(path.parent / "metrics.json").get("epochs"))
         for path in paths
         if (path.parent / "metrics.json").exists()
     }
@@ -98,7 +98,9 @@ def limits(
         told.append(
             f"Trained for {_times(summary['epochs'], 'epoch')}; the paper trained for {paper.EPOCHS}."
         )
-    learning = [row_label(row) for row in summary["rows"] if _still_learning(run, row, summary["epochs"])]
+    if settings.get("early_stopping"):
+        told.append("Folds stopped early where their inner validation had not improved any more.")
+    learning = [row_label(row) for row in summary["rows"] if _still_learning(run, row)]
     if learning:
         told.append(
             f"Still gaining on the test slices when training stopped (more than {STILL_LEARNING:g} point of Dice in "
@@ -147,15 +149,16 @@ def _collapsed(summary: dict[str, Any], counts: RunCounts) -> list[str]:
     return told
 
 
-def _still_learning(run: Path, row: dict[str, Any], epochs: int) -> bool:
-    before = epochs - max(1, math.ceil(epochs / 5))
-    if before < 1:
-        return False
+def _still_learning(run: Path, row: dict[str, Any]) -> bool:
     try:
-        histories = row_histories(run, row, epochs).values()
+        histories = row_histories(run, row).values()
     except InputError:
         return False  # named where the curves are drawn
-    gains = [100 * (history[-1]["test_dice"] - history[before - 1]["test_dice"]) for history in histories]
+    gains = [
+        100 * (history[-1]["test_dice"] - history[-1 - math.ceil(len(history) / 5)]["test_dice"])
+        for history in histories
+        if len(history) > 1
+    ]
     return bool(gains) and float(np.mean(gains)) > STILL_LEARNING
 
 

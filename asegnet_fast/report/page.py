@@ -21,7 +21,15 @@ from asegnet_fast.report.counts import RunCounts, fold_dice
 from asegnet_fast.report.figures import Figures
 from asegnet_fast.report.pictures import colour_map, png
 from asegnet_fast.report.strips import Strips
-from asegnet_fast.report.table import MODEL_NAMES, floor_line, leak_line, loss_label, percent, row_label
+from asegnet_fast.report.table import (
+    MODEL_NAMES,
+    floor_line,
+    leak_line,
+    loss_label,
+    percent,
+    row_label,
+    tested,
+)
 
 TEMPLATES = Path(__file__).parent / "templates"
 DASH = "–"
@@ -103,6 +111,7 @@ def write_page(
         ],
         "fold_heads": [f"fold {fold}" for fold in range(summary["folds"])] + ["pooled"],
         "fold_rows": _fold_rows(summary, counts),
+        "tested": tested(summary),
         "size": settings["size"],
         "data": provenance.data_facts(summary, settings, len(groups)),
         "notes": summary["data"]["notes"],
@@ -247,8 +256,8 @@ def _bars_in_words(rows: list[dict[str, Any]], measure: str, name: str) -> str:
 
 def _curves_in_words(row: dict[str, Any], summary: dict[str, Any], by_fold: dict[int, float]) -> str:
     last = ", ".join(f"{percent(value)} in fold {fold}" for fold, value in by_fold.items())
-    epochs = f"{row_label(row)} over {summary['epochs']} epochs"
-    return f"Line charts of {epochs}; Dice on the test slices after the last: {last}"
+    epochs = f"{row_label(row)} over {summary['epochs']} epochs or fewer"
+    return f"Line charts of {epochs}; Dice on the test slices: {last}"
 
 
 def _signed(value: float | None) -> str:

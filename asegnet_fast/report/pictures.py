@@ -9,6 +9,7 @@ import numpy as np
 
 from asegnet_fast.report.colours import rgb
 
+DPI = 130
 FILL = 0.45  # opacity of a coloured area over the CT
 HEAT = 0.6  # opacity of a map over the CT
 

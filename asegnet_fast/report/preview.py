@@ -12,9 +12,11 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from asegnet_fast.files import replacing
-from asegnet_fast.report.figures import CLASS_COLOURS, DPI, FILL
+from asegnet_fast.report.colours import class_colour, rgb
+from asegnet_fast.report.pictures import DPI
 
 _COLUMNS = 4
+_FILL = 0.275  # opacity inside a lesion
 _SIDE = 2.6  # inches of a slice
 
 
@@ -58,7 +60,7 @@ def draw_preview(
         axis.imshow(_painted(shown.image, shown.labels), extent=extent, interpolation="nearest")
         axis.set_title(f"slice {shown.index}: {shown.area} pixels", fontsize=8)
     if len(values) > 1:
-        handles = [Patch(color=_colour(k), label=f"label {value}") for k, value in enumerate(values, 1)]
+        handles = [Patch(color=class_colour(k), label=f"label {value}") for k, value in enumerate(values, 1)]
         figure.legend(handles=handles, loc="outside lower center", ncols=min(6, len(handles)), fontsize=8)
     with replacing(path) as temporary:
         figure.savefig(temporary, format="png", metadata={"Software": None})
@@ -75,12 +77,8 @@ def _painted(image: np.ndarray, labels: np.ndarray) -> np.ndarray:
         & (labels[1:-1, 1:-1] == labels[1:-1, 2:])
     )
     for label in np.unique(labels[labels > 0]):
-        colour = np.array([int(_colour(int(label))[i : i + 2], 16) for i in (1, 3, 5)], np.float32)
+        colour = np.array(rgb(class_colour(int(label))), np.float32)
         area = labels == label
-        picture[area & inner] = (1 - FILL / 2) * picture[area & inner] + FILL / 2 * colour
+        picture[area & inner] = (1 - _FILL) * picture[area & inner] + _FILL * colour
         picture[area & ~inner] = colour
     return np.rint(picture).astype(np.uint8)
-
-
-def _colour(label: int) -> str:
-    return CLASS_COLOURS[(label - 1) % len(CLASS_COLOURS)]

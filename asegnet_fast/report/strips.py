@@ -12,7 +12,7 @@ import numpy as np
 
 from asegnet_fast.report import colours
 from asegnet_fast.report.cases import Cases, lesion_share, slice_name
-from asegnet_fast.report.pictures import colour_map, heat, paint
+from asegnet_fast.report.pictures import DPI, colour_map, heat, paint
 from asegnet_fast.report.table import MODEL_NAMES, loss_label, row_label
 
 if TYPE_CHECKING:
@@ -174,7 +174,7 @@ def write_strips(figure_of: Strips, path: Path) -> None:
     from matplotlib.figure import Figure
     from matplotlib.patches import Rectangle
 
-    from asegnet_fast.report.charts import DPI, save
+    from asegnet_fast.report.charts import save
 
     longest = max(len(strip.panels) for strip in figure_of.strips)
     columns = math.ceil(longest / math.ceil(longest / MAX_COLUMNS))

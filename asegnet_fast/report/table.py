@@ -105,13 +105,19 @@ def standing(summary: dict[str, Any]) -> list[str]:
     return lines
 
 
+def tested(summary: dict[str, Any]) -> str:
+    """Of which epoch the reported numbers are, as a sentence."""
+    if summary["tested_epoch"] == "best":
+        return "Measured with the network that was best on each fold's inner validation."
+    return f"Measured after the last of {summary['epochs']} epochs, or where a fold stopped early."
+
+
 def foot(summary: dict[str, Any]) -> list[str]:
     """What a reader must know to read the numbers, one line each."""
     environment = summary["environment"]
     return [
         "All numbers are percent. Dice, Sens. and Spec. are pooled over the pixels of all test slices; Dice/image is "
-        "the mean over slices; Dice/fold is mean ± standard deviation of the folds' pooled Dice. Measured after the "
-        f"last of {summary['epochs']} epochs.",
+        "the mean over slices; Dice/fold is mean ± standard deviation of the folds' pooled Dice. {tested(summary)}",
         *standing(summary),
         f"The paper column is Table 1 of Budak et al. 2021 ({paper.SLICES} slices, {paper.SIZE} x {paper.SIZE}, "
         f"{paper.EPOCHS} epochs); its split and averaging are not stated there, so it stands beside ours and is no "

@@ -219,6 +219,7 @@ def summarise_run(run: Path) -> dict[str, Any]:
         "leak_percent": config["data"]["leak_percent"],
         "folds": settings.folds,
         "epochs": settings.epochs,
+        "tested_epoch": settings.tested_epoch,
         "trivial": floor[1],
         "missing_rows": [
             row.folder for row in settings.rows() if row.folder not in {r["folder"] for r in rows}
