@@ -15,7 +15,7 @@ import asegnet_fast.cli as cli
 from asegnet_fast import files
 from asegnet_fast.checkpoint import read_checkpoint
 from asegnet_fast.errors import InputError
-from asegnet_fast.report.figures import training_curves
+from asegnet_fast.report.charts import training_curves
 from asegnet_fast.training.progress import Reporter
 from asegnet_fast.training.state import BEST, LAST, PREVIOUS
 from tests.program_runs import TINY, data_folder, run, settings, snapshot

@@ -21,7 +21,7 @@ from asegnet_fast import paper
 from asegnet_fast.evaluation.statistics import Interval
 from asegnet_fast.files import replacing
 from asegnet_fast.report.colours import BLUE, GREY, LINES, OCHRE, RED, STYLES, TEAL
-from asegnet_fast.report.limits import read_history, row_histories
+from asegnet_fast.report.limits import TESTED, read_history, row_histories
 from asegnet_fast.report.pictures import DPI
 from asegnet_fast.report.table import MODEL_NAMES, loss_label, row_label
 
@@ -173,28 +173,31 @@ def fold_curves(run: Path, row: dict[str, Any], path: Path) -> None:
 
 
 def fold_progress(folder: Path, title: str) -> None:
-    """Draw progress.png of one fold from its history.csv: loss, measures on the test slices, learning rate."""
+    """Draw progress.png from a history.csv: loss, learning rate, and measures on the slices that were held out."""
     history = read_history(folder / "history.csv")
     epochs = [int(line["epoch"]) for line in history]
     figure = Figure(figsize=(7, 6.5), dpi=DPI, layout="constrained")
     figure.suptitle(title, fontsize=11)
-    top, middle, bottom = figure.subplots(3, 1, sharex=True, height_ratios=(2, 2, 1))
+    names = dict(zip(TESTED, (name.lower() for name in MEASURE_NAMES.values()), strict=True))
+    names |= {"inner_dice": "Dice, inner validation"}
+    names = {key: name for key, name in names.items() if key in history[0]}
+    ratios = (2, 2, 1) if names else (2, 1)
+    top, *middle, bottom = figure.subplots(len(ratios), 1, sharex=True, height_ratios=ratios)
     top.plot(epochs, [line["loss"] for line in history], color=BLUE, marker=_marker(epochs))
     top.set_ylabel("training loss", fontsize=9)
-    names = {f"test_{measure}": name.lower() for measure, name in MEASURE_NAMES.items()}
-    names |= {"inner_dice": "Dice, inner validation"} if "inner_dice" in history[0] else {}
     for (key, name), colour, style in zip(names.items(), (BLUE, OCHRE, TEAL, RED), STYLES, strict=False):
         values = [100 * line[key] for line in history]
-        middle.plot(epochs, values, style, color=colour, marker=_marker(epochs), label=name)
-    middle.set_ylabel("test slices, %", fontsize=9)
-    middle.set_ylim(-2, 102)
-    middle.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=8, frameon=False)
+        middle[0].plot(epochs, values, style, color=colour, marker=_marker(epochs), label=name)
+    for axis in middle:
+        axis.set_ylabel("test slices, %" if "test_dice" in names else "%", fontsize=9)
+        axis.set_ylim(-2, 102)
+        axis.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=8, frameon=False)
     bottom.step(epochs, [line["lr"] for line in history], color=RED, where="mid", marker=_marker(epochs))
     bottom.set_ylabel("learning rate", fontsize=9)
     bottom.set_ylim(bottom=0)
     bottom.set_xlabel("epoch", fontsize=9)
     bottom.xaxis.get_major_locator().set_params(integer=True)
-    for axis in (top, middle, bottom):
+    for axis in (top, *middle, bottom):
         plain(axis)
     save(figure, folder / "progress.png")
 

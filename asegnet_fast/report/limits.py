@@ -18,21 +18,24 @@ from asegnet_fast.report.counts import RunCounts, floor, past_the_floor
 from asegnet_fast.report.table import percent, row_label
 
 FEW_UNITS = 20
+#: The columns of history.csv about the slices that were held out.
+TESTED = ("test_dice", "test_sensitivity", "test_specificity")
 #: Points of Dice that a row must have gained in the last fifth of its epochs to count as still learning.
 STILL_LEARNING = 1.0
 
 
-def read_history(path: Path, epochs: int | None = None) -> list[dict[str, float]]:
+def read_history(path: Path, epochs: int | None = None, more: Sequence[str] = ()) -> list[dict[str, float]]:
     """The lines of a history.csv as numbers, NaN where a cell is empty.
 
     Args:
         path: the file.
         epochs: how many lines it must have; None for any number from 1.
+        more: columns it must have besides epoch, lr and loss.
 
     Raises:
         ValueError: absent, damaged or of another length; the message names the file.
     """
-    needed = {"epoch", "lr", "loss", "test_dice", "test_sensitivity", "test_specificity"}
+    needed = {"epoch", "lr", "loss", *more}
     try:
         lines = [
             {key: float(cell) if cell else math.nan for key, cell in line.items()} for line in read_csv(path)
@@ -49,7 +52,9 @@ def row_histories(run: Path, row: dict[str, Any]) -> dict[int, list[dict[str, fl
     """Fold -> history of every finished fold of a row, each as long as its metrics.json says it trained."""
     paths = sorted((run / row["folder"]).glob("fold*/history.csv"), key=lambda p: int(p.parent.name[4:]))
     return {
-        int(path.parent.name[4:]): read_history(path, read_json(path.parent / "metrics.json").get("epochs"))
+        int(path.parent.name[4:]): read_history(
+            path, read_json(path.parent / "metrics.json").get("epochs"), TESTED
+        )
         for path in paths
         if (path.parent / "metrics.json").exists()
     }
