@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from types import ModuleType
 
 import torch
 from torch import Tensor
@@ -64,3 +65,27 @@ def cases(batch: int) -> Iterator[Case]:
                 compiled=compiled,
                 quick=quick,
             )
+
+
+def triton_cases(dtype: torch.dtype, layout: torch.memory_format) -> Iterator[tuple[str, Callable]]:
+    """What `benchmarks.triton_kernels` compiles: few, many and odd channels, both modes and resizings."""
+    for channels, side, flags in (
+        (64, 256, (False, False)),
+        (512, 16, (False, False)),
+        (64, 256, (False, True)),
+        (64, 256, (True, False)),
+        (7, 33, (False, False)),
+    ):
+        features = max(channels // 2, 1)
+        maps = ((16, channels, side, side), (16, 2 * channels, side // 2, side // 2))
+        weights = ((features, channels), (features, 2 * channels), (features,), (features,), (1,))
+        x, g = (torch.empty(s, dtype=dtype, device="meta").contiguous(memory_format=layout) for s in maps)
+        args = (x, g, *(torch.empty(s, dtype=dtype, device="meta") for s in weights))
+
+        def run(kernels: ModuleType, args: tuple = args, flags: tuple = flags) -> None:
+            out, alpha, gate, mask = kernels.attention_gate(*args, *flags)
+            saved = gate if gate.numel() else alpha
+            kernels.attention_gate_backward(out, alpha, *args, saved, mask, *flags)
+
+        mode = f"{('additive', 'multiplicative')[flags[0]]}, {('bilinear', 'nearest')[flags[1]]}"
+        yield f"{channels} channels, {mode}", run

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 import asegnet_fast as af
+from asegnet_fast.ops import _library
 from asegnet_fast.ops.attention_gate import op as gate_op
 from asegnet_fast.ops.attention_gate import reference, samples
 from tests import tolerances
@@ -79,6 +80,14 @@ GATE = Op(
     gradients_of=tuple(range(7)),
     outputs=(0, 1),
     small=("tiny", "tiny-multiplicative"),
+    few=(
+        "tiny",
+        "half-channels_last",
+        "odd-ratio-multiplicative",
+        "nearest-multiplicative",
+        "sliced",
+        "no-row",
+    ),
     smooth=away_from_the_kink,
     autocast=autocast_casts_everything,
     errors=[
@@ -253,12 +262,15 @@ def results_and_gradients(gate, args, grads):
     return results, torch.autograd.grad(results, leaves, grads)
 
 
+@pytest.mark.triton
 @pytest.mark.kernels
 @settings(max_examples=examples(60, 5000), deadline=None)
 @given(cases())
 def test_any_shape_and_layout(case):
     args, grads = case
     dtype = args[0].dtype
+    if _library.INTERPRETING and dtype == torch.bfloat16:  # to which Triton's interpreter truncates
+        return
     wide = (*(a.double() for a in args[:7]), *args[7:])
     results, found = results_and_gradients(af.attention_gate, args, grads)
     plain, plain_found = results_and_gradients(reference.attention_gate, args, grads)

@@ -215,12 +215,14 @@ def _reference_backward(dout: Tensor, dalpha: Tensor, x: Tensor, g: Tensor, *res
     return _laid_out(dx, x), _laid_out(dg, g), *(d.contiguous() for d in others)
 
 
+_TRITON = f"{__package__}.triton_kernels"
 _INPUTS = "Tensor x, Tensor g, Tensor w_x, Tensor w_g, Tensor b_g, Tensor w_psi, Tensor b_psi"
 _forward = _library.define(
     "attention_gate",
     f"({_INPUTS}, bool multiplicative, bool nearest) -> (Tensor, Tensor, Tensor, Tensor)",
     _reference_forward,
     layout_of=None,
+    triton=_TRITON,
 )
 _backward = _library.define(
     "attention_gate_backward",
@@ -229,6 +231,7 @@ _backward = _library.define(
     _reference_backward,
     layout_of=None,
     listed=False,
+    triton=_TRITON,
 )
 
 # ---- shapes without data --------------------------------------------------------------------------------
