@@ -136,6 +136,7 @@ def test_same_seed_same_bits_and_parts_of_a_batch():
         assert torch.equal(torch.cat([part[i] for part in parts]), whole[i])
 
 
+@pytest.mark.extended  # tests/kill_runs.py does so with augmented runs, too
 def test_an_augmented_run_goes_on_to_the_same_end(tmp_path):
     changes = ONE | {"augment": ALL}
     run(tmp_path / "whole", **changes)

@@ -18,6 +18,7 @@ from asegnet_fast.errors import InputError
 from asegnet_fast.report.charts import training_curves
 from asegnet_fast.training.progress import Reporter
 from asegnet_fast.training.state import BEST, LAST, PREVIOUS
+from tests.kill_runs import kill_runs
 from tests.program_runs import TINY, data_folder, run, settings, snapshot
 
 ROW = "segnet--dl"
@@ -183,6 +184,14 @@ def test_a_full_disk_stops_the_run_and_loses_nothing(tmp_path, whole, name, monk
     assert results(out) == results(whole)
 
 
+# ---- kills -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs fork")
+def test_killed_runs_end_with_the_same_bits(tmp_path):
+    assert kill_runs(3, 1, tmp_path, data_folder()) >= 3
+
+
 # ---- signals ---------------------------------------------------------------------------------------------------
 
 
@@ -192,9 +201,18 @@ def test_a_full_disk_stops_the_run_and_loses_nothing(tmp_path, whole, name, monk
 def test_a_signal_leaves_a_run_to_resume(tmp_path, number, status, word, monkeypatch, capsys):
     command = ["crossval", "--data", data_folder(), "--out", str(tmp_path / "run"), *TINY, "--epochs", "1"]
     handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    real, second = Reporter.say, []
+
+    def say(self, text):
+        if text.startswith(word):  # a second Ctrl-C now would end the process at once
+            second.extend(signal.getsignal(name) for name in (signal.SIGINT, signal.SIGTERM))
+        real(self, text)
+
     with monkeypatch.context() as patch:
         patch.setattr(Reporter, "step", lambda *_: signal.raise_signal(number))
+        patch.setattr(Reporter, "say", say)
         assert cli.main(command) == status
+    assert second == [signal.SIG_DFL] * 2
     printed = capsys.readouterr()
     assert f"{word}; the same command with --resume continues" in printed.out and printed.err == ""
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == handlers
