@@ -66,23 +66,25 @@ def plain(value: Any) -> Any:
     return [plain(entry) for entry in value] if isinstance(value, (list, tuple)) else value
 
 
-def work(out: str, data: str) -> None:
+def work(out: str, data: str, changes: dict[str, Any]) -> None:
     """What a process does: the run from wherever its files stand."""
     from asegnet_fast.training.crossval import cross_validate, load_data
     from tests.program_runs import quiet
 
     torch.set_num_threads(1)
-    wanted = settings(Path(out), **CHANGES, data=data)
+    wanted = settings(Path(out), **CHANGES | changes, data=data)
     cross_validate(wanted, load_data(wanted), quiet(), resume=True)
 
 
-def start(context: Any, out: Path, data: str) -> Any:
-    process = context.Process(target=work, args=(str(out), data))
+def start(context: Any, out: Path, data: str, changes: dict[str, Any]) -> Any:
+    process = context.Process(target=work, args=(str(out), data, changes))
     process.start()
     return process
 
 
-def kill_runs(kills: int, seed: int, folder: Path, data: str, say: Any = lambda text: None) -> int:
+def kill_runs(
+    kills: int, seed: int, folder: Path, data: str, say: Any = lambda text: None, **changes: Any
+) -> int:
     """Kill runs at `kills` random moments, resume each to its end, and compare it with a whole one.
 
     Args:
@@ -91,6 +93,7 @@ def kill_runs(kills: int, seed: int, folder: Path, data: str, say: Any = lambda 
         folder: for the runs.
         data: the data set.
         say: called with a line for each run.
+        changes: fields of the settings that are others than in `CHANGES`.
 
     Returns:
         How many kills there were.
@@ -101,9 +104,9 @@ def kill_runs(kills: int, seed: int, folder: Path, data: str, say: Any = lambda 
     # One process imports torch and forks the others, which then begin at once.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tests.program_runs", "asegnet_fast.data"])
-    start(context, folder / "first", data).join()
+    start(context, folder / "first", data, changes).join()
     began = time.monotonic()
-    whole = start(context, folder / "whole", data)
+    whole = start(context, folder / "whole", data, changes)
     whole.join()
     assert whole.exitcode == 0
     life = time.monotonic() - began
@@ -115,7 +118,7 @@ def kill_runs(kills: int, seed: int, folder: Path, data: str, say: Any = lambda 
         out = folder / f"killed{number}"
         times = 0
         while True:
-            process = start(context, out, data)
+            process = start(context, out, data, changes)
             process.join(moments.uniform(0, life))
             if process.exitcode is None:
                 os.kill(process.pid, signal.SIGKILL)
@@ -125,7 +128,7 @@ def kill_runs(kills: int, seed: int, folder: Path, data: str, say: Any = lambda 
             assert process.exitcode == -signal.SIGKILL, f"{out}: ended with {process.exitcode}"
             times += 1
             if times >= 12:  # the moments may all fall short of the last step
-                last = start(context, out, data)
+                last = start(context, out, data, changes)
                 last.join()
                 assert last.exitcode == 0, f"{out}: ended with {last.exitcode}"
                 break
