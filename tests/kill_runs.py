@@ -101,9 +101,9 @@ def kill_runs(
     Raises:
         AssertionError: a run ended with other bits, left a temporary file behind, or failed.
     """
-    # One process imports torch and forks the others, which then begin at once.
+    # One process imports torch and forks the others, which then begin at once; deterministic mode wants the inductor.
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.program_runs", "asegnet_fast.data"])
+    context.set_forkserver_preload(["tests.program_runs", "asegnet_fast.data", "torch._inductor"])
     start(context, folder / "first", data, changes).join()
     began = time.monotonic()
     whole = start(context, folder / "whole", data, changes)
