@@ -25,7 +25,7 @@ import torch
 from asegnet_fast.ops import _library
 from benchmarks.results import ROOT, version
 
-OPS = ("attention_gate", "max_pool2x2", "tversky")
+OPS = ("attention_gate", "bn_relu", "max_pool2x2", "tversky")
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32, "fp64": torch.float64}
 LAYOUTS = {"channels_last": torch.channels_last, "nchw": torch.contiguous_format}
 ARCHITECTURES = (80, 90)

@@ -62,14 +62,17 @@ def compared(value):
 
 
 @triton.jit
-def window_tile(count, h, w, channels, CHANNELS_LAST: tl.constexpr, A: tl.constexpr, B: tl.constexpr):
-    """The windows of this program among h x w: image, channel, row, column, and which of them exist.
+def window_tile(
+    block, run, count, h, w, channels, CHANNELS_LAST: tl.constexpr, A: tl.constexpr, B: tl.constexpr
+):
+    """The windows of a tile among h x w: image, channel, row, column, and which of them exist.
 
-    channels_last: `count` windows [A, 1] (of all images) by channels [1, B]. NCHW: `count` rows of windows [A, 1] (of
-    all planes) by columns [1, B]. The type of `count`, 32 or 64 bits, is that of the arithmetic.
+    The tile is number `block` along its first axis and number `run` along the second. channels_last: `count` windows
+    [A, 1] (of all images) by channels [1, B]. NCHW: `count` rows of windows [A, 1] (of all planes) by columns [1, B].
+    The type of `count`, 32 or 64 bits, is that of the arithmetic.
     """
-    first = tl.program_id(0).to(count.dtype) * A + tl.arange(0, A)[:, None]
-    second = tl.program_id(1) * B + tl.arange(0, B)[None, :]
+    first = block.to(count.dtype) * A + tl.arange(0, A)[:, None]
+    second = run * B + tl.arange(0, B)[None, :]
     if CHANNELS_LAST:
         rest = first // w
         return rest // h, second, rest % h, first % w, (first < count) & (second < channels)
@@ -91,6 +94,7 @@ def map_offset(n, c, row, column, s_image, s_row, s_other, CHANNELS_LAST: tl.con
 @triton.jit
 def load_corners(
     x,
+    run,
     n,
     c,
     row,
@@ -106,7 +110,10 @@ def load_corners(
     A: tl.constexpr,
     B: tl.constexpr,
 ):
-    """The elements 2*dy + dx of each window of a height x width map; `other` where the map has none."""
+    """The elements 2*dy + dx of each window of a height x width map; `other` where the map has none.
+
+    run, and n to exists: of `window_tile`.
+    """
     at = x + map_offset(n, c, 2 * row, 2 * column, s_image, s_row, s_other, CHANNELS_LAST)
     here = exists & (2 * row < height) & (2 * column < width)
     below = here & (2 * row + 1 < height)
@@ -120,7 +127,7 @@ def load_corners(
         )
     else:
         # Neighbours in a row are loaded side by side, in whole vectors, and then parted.
-        wide = tl.program_id(1) * (2 * B) + tl.arange(0, 2 * B)[None, :]
+        wide = run * (2 * B) + tl.arange(0, 2 * B)[None, :]
         rows = tl.max(exists.to(tl.int32), 1, keep_dims=True) > 0
         at = x + map_offset(n, c, 2 * row, wide, s_image, s_row, s_other, False)
         top = tl.load(at, mask=rows & (2 * row < height) & (wide < width), other=other)
@@ -137,6 +144,7 @@ def store_corners(
     v1,
     v2,
     v3,
+    run,
     n,
     c,
     row,
@@ -162,7 +170,7 @@ def store_corners(
         tl.store(at + s_row, v2, mask=below)
         tl.store(at + s_row + s_other, v3, mask=below & right)
     else:
-        wide = tl.program_id(1) * (2 * B) + tl.arange(0, 2 * B)[None, :]
+        wide = run * (2 * B) + tl.arange(0, 2 * B)[None, :]
         rows = tl.max(exists.to(tl.int32), 1, keep_dims=True) > 0
         at = x + map_offset(n, c, 2 * row, wide, s_image, s_row, s_other, False)
         top, bottom = tl.reshape(tl.join(v0, v1), (A, 2 * B)), tl.reshape(tl.join(v2, v3), (A, 2 * B))

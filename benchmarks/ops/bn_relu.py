@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from types import ModuleType
 
 import torch
 from torch import Tensor
@@ -105,3 +106,21 @@ def cases(batch: int) -> Iterator[Case]:
                 outputs=2,
                 **(shared | {"compiled": False}),
             )
+
+
+def triton_cases(dtype: torch.dtype, layout: torch.memory_format) -> Iterator[tuple[str, Callable]]:
+    """What `benchmarks.triton_kernels` compiles: the level of most bytes and a deep one, in training."""
+    for shape in ((16, 64, 256, 256), (16, 512, 17, 16)):
+        x = torch.empty(shape, dtype=dtype, device="meta").contiguous(memory_format=layout)
+        weight = torch.empty(shape[1], dtype=torch.promote_types(dtype, torch.float32), device="meta")
+
+        def run(kernels: ModuleType, x: Tensor = x, w: Tensor = weight) -> None:
+            options = (True, _EPS, True)
+            y, mean, var = kernels.bn_relu(x, w, w, None, None, *options)
+            kernels.bn_relu_backward(y, x, w, w, mean, var, *options)
+            for full in (True, False):
+                y, pooled, code, mean, var = kernels.bn_relu_max_pool2x2(x, w, w, None, None, *options, full)
+                dy = y if full else None
+                kernels.bn_relu_max_pool2x2_backward(pooled, dy, code, x, w, w, mean, var, *options)
+
+        yield "x".join(map(str, shape)), run

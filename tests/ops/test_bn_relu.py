@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 import asegnet_fast as af
 from asegnet_fast.ops.bn_relu import reference, samples
+from tests.examples import examples
 from tests.ops.contract import Op, contract
 from tests.tolerances import RELATIVE, ROUNDOFF
 
@@ -59,6 +60,13 @@ def errors_of(function):
     ]
 
 
+FEW = (
+    "odd-nchw-train",
+    "odd-channels_last-train",
+    "odd-strided",
+    "even-expanded",
+    "empty_batch-channels_last",
+)
 SMALL = ("even-nchw-train", "odd-channels_last-train", "even-nchw-train-linear", "odd-channels_last")
 globals().update(
     contract(
@@ -70,6 +78,7 @@ globals().update(
             integers=samples.exact_inputs,
             gradients_of=(0, 1, 2),
             small=SMALL,
+            few=FEW,
             errors=[
                 *errors_of(af.bn_relu),
                 (
@@ -96,6 +105,7 @@ for name, function, twin, outputs in (
             gradients_of=(0, 1, 2),
             outputs=outputs,
             small=SMALL,
+            few=FEW,
             gradient_dtypes=(torch.float32, torch.float64),  # halves below: rounding makes ties
             errors=[
                 *errors_of(af.bn_relu_max_pool2x2),
@@ -143,6 +153,7 @@ def test_running_statistics_stay_in_evaluation_and_of_an_empty_batch():
     assert torch.equal(mean, before[0]) and torch.equal(var, before[1])
 
 
+@pytest.mark.triton
 @LAYOUTS
 @pytest.mark.parametrize("mean", [1e3, -1e5])
 def test_a_large_mean_leaves_the_variance(layout, mean):
@@ -156,6 +167,7 @@ def test_a_large_mean_leaves_the_variance(layout, mean):
     assert relative_error(running[1], var) <= 1e-6
 
 
+@pytest.mark.triton
 @LAYOUTS
 def test_an_outlier_first_leaves_the_variance(layout):
     x = torch.randn(4, 6, 50, 40).contiguous(memory_format=layout)
@@ -165,6 +177,7 @@ def test_an_outlier_first_leaves_the_variance(layout):
     assert relative_error(running[1], x.double().var((0, 2, 3))) <= 1e-5
 
 
+@pytest.mark.triton
 @LAYOUTS
 @pytest.mark.parametrize("training", [True, False])
 def test_a_constant_channel_is_its_bias(layout, training):
@@ -174,6 +187,7 @@ def test_a_constant_channel_is_its_bias(layout, training):
     assert torch.equal(y, F.relu(bias)[None, :, None, None].expand_as(y))
 
 
+@pytest.mark.triton
 @LAYOUTS
 def test_nan_and_infinity_as_torch(layout):
     x = X.clone()
@@ -217,6 +231,7 @@ def test_half_maps_take_float_parameters(half, layout):
     assert relative_error(running[0], 0.1 * x.double().mean((0, 2, 3))) <= 1e-6
 
 
+@pytest.mark.triton
 @pytest.mark.parametrize("given", [(True, False), (False, True), (False, False)], ids=str)
 @pytest.mark.parametrize("training", [True, False])
 def test_without_weight_or_bias(given, training):
@@ -250,7 +265,8 @@ def maps(draw):
     return x, draw(st.booleans()), draw(st.booleans())
 
 
-@settings(max_examples=150, deadline=None)
+@pytest.mark.triton
+@settings(max_examples=examples(150, 5000), deadline=None)
 @given(maps())
 def test_pool_of_its_own_result_bit_for_bit(case):
     x, training, relu = case

@@ -207,10 +207,12 @@ _INPUTS = "Tensor x, Tensor? weight, Tensor? bias"
 _OPTIONS = "bool training, float eps, bool relu"
 _RUNNING = "Tensor? running_mean, Tensor? running_var"
 
+_TRITON = f"{__package__}.triton_kernels"
 _bn_relu = _library.define(
     "bn_relu",
     f"({_INPUTS}, {_RUNNING}, {_OPTIONS}) -> (Tensor y, Tensor mean, Tensor var)",
     reference.bn_relu,
+    triton=_TRITON,
 )
 _bn_relu_backward = _library.define(
     "bn_relu_backward",
@@ -218,12 +220,14 @@ _bn_relu_backward = _library.define(
     reference.bn_relu_backward,
     layout_of=1,
     listed=False,
+    triton=_TRITON,
 )
 _bn_relu_pool = _library.define(
     "bn_relu_max_pool2x2",
     f"({_INPUTS}, {_RUNNING}, {_OPTIONS}, bool full)"
     " -> (Tensor y, Tensor pooled, Tensor code, Tensor mean, Tensor var)",
     reference.bn_relu_max_pool2x2,
+    triton=_TRITON,
 )
 _bn_relu_pool_backward = _library.define(
     "bn_relu_max_pool2x2_backward",
@@ -232,6 +236,7 @@ _bn_relu_pool_backward = _library.define(
     reference.bn_relu_max_pool2x2_backward,
     layout_of=3,
     listed=False,
+    triton=_TRITON,
 )
 
 # ---- shapes without data --------------------------------------------------------------------------------

@@ -77,9 +77,11 @@ def _pool_kernel(
     A: tl.constexpr,
     B: tl.constexpr,
 ):
-    n, c, row, column, exists = window_tile(count, h, w, channels, CHANNELS_LAST, A, B)
+    run = tl.program_id(1)
+    n, c, row, column, exists = window_tile(tl.program_id(0), run, count, h, w, channels, CHANNELS_LAST, A, B)
     v0, v1, v2, v3 = load_corners(
         x,
+        run,
         n,
         c,
         row,
@@ -128,7 +130,10 @@ def _unpool_kernel(
     B: tl.constexpr,
 ):
     # An odd line that belongs to no window is the upper or left half of one that has no value.
-    n, c, row, column, exists = window_tile(count, whole_h, whole_w, channels, CHANNELS_LAST, A, B)
+    run = tl.program_id(1)
+    n, c, row, column, exists = window_tile(
+        tl.program_id(0), run, count, whole_h, whole_w, channels, CHANNELS_LAST, A, B
+    )
     has_value = exists & (row < h) & (column < w)
     at = map_offset(n, c, row, column, y_image, y_row, y_other, CHANNELS_LAST)
     value = tl.load(y + at, mask=has_value, other=0.0)
@@ -141,6 +146,7 @@ def _unpool_kernel(
         tl.where(position == 1, value, zero),
         tl.where(position == 2, value, zero),
         tl.where(position == 3, value, zero),
+        run,
         n,
         c,
         row,
@@ -181,10 +187,12 @@ def _unpool_backward_kernel(
     A: tl.constexpr,
     B: tl.constexpr,
 ):
-    n, c, row, column, exists = window_tile(count, h, w, channels, CHANNELS_LAST, A, B)
+    run = tl.program_id(1)
+    n, c, row, column, exists = window_tile(tl.program_id(0), run, count, h, w, channels, CHANNELS_LAST, A, B)
     # All four are loaded, in vectors: a gather of one in four would touch the same sectors one element at a time.
     v0, v1, v2, v3 = load_corners(
         grad,
+        run,
         n,
         c,
         row,
