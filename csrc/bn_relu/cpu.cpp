@@ -420,6 +420,7 @@ Gradients pool_backward(const Tensor& dpooled_in, std::optional<Tensor> dy_in, c
   });
   if (training) parameters.vary(sums, static_cast<double>(map.pixels()));
   const bool stream = map.streams(dy ? 3 : 2);
+  const std::vector<char> zeros(!dy && map.d.h % 2 ? map.d.w * c * map.size : 0);  // dy of the odd last row
   for_items(plan, map.d.numel(), own + block, false, [&](const Item& item) {
     const Pairs pairs(map, item);
     const Channels channels = parameters.from(item.channel, c);
@@ -437,7 +438,7 @@ Gradients pool_backward(const Tensor& dpooled_in, std::optional<Tensor> dy_in, c
       });
     }
     if (pairs.last >= 0) {
-      k.backward[map.type](at(pdy, pairs.last, map.size), at(map.data(), pairs.last, map.size),
+      k.backward[map.type](pdy ? at(pdy, pairs.last, map.size) : zeros.data(), at(map.data(), pairs.last, map.size),
                            at(pdx, pairs.last, map.size), map.d.w * c, channels, false, item.scratch);
     }
   });

@@ -18,7 +18,7 @@ struct Channels {
 };
 
 // `pairs` times two rows above each other, of a channels_last map or of a plane, `width` columns each, and their
-// windows: pooled and code have width / 2 columns. y is null where it is not wanted, dy where it does not exist.
+// windows: pooled and code have width / 2 columns. There y is null where it is not wanted, dy where it does not exist.
 struct Rows {
   int64_t width, pairs;
   void* pooled;

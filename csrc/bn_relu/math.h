@@ -24,10 +24,6 @@ ASEGNET_HOST_DEVICE A gradient(A g, A x, A scale, A mean, A slope, A offset) {
   return g * scale + ((x - mean) * slope + offset);
 }
 
-// The pool's rule: of equal values the first counts, of NaNs the last.
-template <class A>
-ASEGNET_HOST_DEVICE bool wins(A candidate, A best) { return (candidate > best) | (candidate != candidate); }
-
 // Joins the mean and the sum of squared deviations of two sets of values (Chan, Golub and LeVeque 1983).
 // `share`: part of the values that are in the second set.
 ASEGNET_HOST_DEVICE void join(double& mean, double& deviations, double mean_b, double deviations_b, double share,

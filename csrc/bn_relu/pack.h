@@ -3,8 +3,8 @@
 
 #include <cstdint>
 
-#include "common/half.h"
-#include "common/vector.h"
+#include "common/codes.h"
+#include "common/half_vector.h"
 
 namespace asegnet::bn_relu {
 namespace {
@@ -14,38 +14,24 @@ ASEGNET_HOST_DEVICE V select(const auto mask, V yes, V no) {
   return mask ? yes : no;
 }
 
-// One byte for each lane of a vector of A.
-template <class A>
-struct ByteLanes;
-template <>
-struct ByteLanes<float> {
-  typedef uint8_t Bytes __attribute__((vector_size(kVectorBytes / 4)));
-};
-template <>
-struct ByteLanes<double> {
-  typedef uint8_t Bytes __attribute__((vector_size(kVectorBytes / 8)));
-};
-
 // float and double: a pack is one vector.
 template <class T>
 struct Pack {
   using A = T;
   static constexpr int kVectors = 1, kLength = kLanes<A>;
-  using Bytes = typename ByteLanes<A>::Bytes;
   static constexpr int element(int, int lane) { return lane; }
   static ASEGNET_HOST_DEVICE void load(const T* from, Vector<A>* v) { v[0] = load_as<Vector<A>>(from); }
   static ASEGNET_HOST_DEVICE Vector<A> round(Vector<A> v) { return v; }
   // Stores rounded values.
   template <bool kStream>
   static ASEGNET_HOST_DEVICE void store(T* to, const Vector<A>* v) {
-    if constexpr (kStream) stream_as(to, v[0]);
-    else store_as(to, v[0]);
+    put<kStream>(to, v[0]);
   }
   static ASEGNET_HOST_DEVICE void load_codes(const uint8_t* from, Mask<A>* codes) {
-    codes[0] = __builtin_convertvector(load_as<Bytes>(from), Mask<A>);
+    codes[0] = asegnet::load_codes<Mask<A>, kLength>(from);
   }
-  static ASEGNET_HOST_DEVICE void store_codes(uint8_t* to, const Mask<A>* codes) {
-    store_as(to, __builtin_convertvector(codes[0], Bytes));
+  static ASEGNET_HOST_DEVICE void store_codes(uint8_t* to, const Mask<A> (&codes)[1]) {
+    put_codes<false, kLength>(to, codes);
   }
 };
 
@@ -54,9 +40,7 @@ template <>
 struct Pack<BFloat16> {
   using A = float;
   static constexpr int kVectors = 2, kLength = 2 * kLanes<A>;
-  typedef uint32_t Words __attribute__((vector_size(kVectorBytes)));
-  typedef uint16_t Halves __attribute__((vector_size(kVectorBytes)));
-  typedef uint8_t Bytes __attribute__((vector_size(kVectorBytes / 2)));
+  using Pairs = VectorOf<int16_t, kLength>;
   static constexpr int element(int k, int lane) { return 2 * lane + k; }
   static ASEGNET_HOST_DEVICE void load(const BFloat16* from, Vector<A>* v) {
     const Words words = load_as<Words>(from);
@@ -71,17 +55,16 @@ struct Pack<BFloat16> {
   template <bool kStream>
   static ASEGNET_HOST_DEVICE void store(BFloat16* to, const Vector<A>* v) {
     const Words words = ((Words)v[0] >> 16) | (Words)v[1];
-    if constexpr (kStream) stream_as(to, words);
-    else store_as(to, words);
+    put<kStream>(to, words);
   }
   static ASEGNET_HOST_DEVICE void load_codes(const uint8_t* from, Mask<A>* codes) {
-    const Words pairs = (Words)__builtin_convertvector(load_as<Bytes>(from), Halves);
+    const Words pairs = (Words)asegnet::load_codes<Pairs, kLength>(from);
     codes[0] = (Mask<A>)(pairs & 0xffffu);
     codes[1] = (Mask<A>)(pairs >> 16);
   }
-  static ASEGNET_HOST_DEVICE void store_codes(uint8_t* to, const Mask<A>* codes) {
-    const Words pairs = (Words)codes[0] | ((Words)codes[1] << 16);
-    store_as(to, __builtin_convertvector((Halves)pairs, Bytes));
+  static ASEGNET_HOST_DEVICE void store_codes(uint8_t* to, const Mask<A> (&codes)[2]) {
+    const Pairs pairs[] = {(Pairs)((Words)codes[0] | ((Words)codes[1] << 16))};
+    put_codes<false, kLength>(to, pairs);
   }
 };
 
@@ -90,52 +73,25 @@ template <>
 struct Pack<Float16> {
   using A = float;
   static constexpr int kVectors = 2, kLength = 2 * kLanes<A>;
-  typedef uint16_t Halves __attribute__((vector_size(kVectorBytes / 2)));
-  using Bytes = typename ByteLanes<A>::Bytes;
   static constexpr int element(int k, int lane) { return k * kLanes<A> + lane; }
-  // Templates, so that only the branch of the right width is compiled.
-  template <class H>
-  static ASEGNET_HOST_DEVICE Vector<A> widen(H h) {
-#if defined(__AVX512F__)
-    if constexpr (sizeof(H) == 32) return (Vector<A>)_mm512_maskz_cvtph_ps(0xffff, (__m256i)h);
-#endif
-#if defined(__F16C__)
-    if constexpr (sizeof(H) == 16) return (Vector<A>)_mm256_cvtph_ps((__m128i)h);
-#endif
-    Vector<A> v;
-    for (int i = 0; i < kLanes<A>; ++i) v[i] = to_acc(Float16{h[i]});
-    return v;
-  }
-  template <class V>
-  static ASEGNET_HOST_DEVICE Halves narrow(V v) {
-#if defined(__AVX512F__)
-    if constexpr (sizeof(V) == 64) return (Halves)_mm512_maskz_cvtps_ph(0xffff, (__m512)v, _MM_FROUND_TO_NEAREST_INT);
-#endif
-#if defined(__F16C__)
-    if constexpr (sizeof(V) == 32) return (Halves)_mm256_cvtps_ph((__m256)v, _MM_FROUND_TO_NEAREST_INT);
-#endif
-    Halves h;
-    for (int i = 0; i < kLanes<A>; ++i) h[i] = from_acc<Float16>(v[i]).bits;
-    return h;
-  }
   static ASEGNET_HOST_DEVICE void load(const Float16* from, Vector<A>* v) {
-    for (int k = 0; k < 2; ++k) v[k] = widen(load_as<Halves>(from + k * kLanes<A>));
+    for (int k = 0; k < 2; ++k) v[k] = widen<Float16>(load_as<Halves>(from + k * kLanes<A>));
   }
-  static ASEGNET_HOST_DEVICE Vector<A> round(Vector<A> v) { return widen(narrow(v)); }
+  static ASEGNET_HOST_DEVICE Vector<A> round(Vector<A> v) { return widen<Float16>(narrow<Float16>(v)); }
   template <bool kStream>
   static ASEGNET_HOST_DEVICE void store(Float16* to, const Vector<A>* v) {
     for (int k = 0; k < 2; ++k) {
-      if constexpr (kStream && sizeof(Halves) >= 16) stream_as(to + k * kLanes<A>, narrow(v[k]));
-      else store_as(to + k * kLanes<A>, narrow(v[k]));
+      if constexpr (kStream && sizeof(Halves) >= 16) stream_as(to + k * kLanes<A>, narrow<Float16>(v[k]));
+      else store_as(to + k * kLanes<A>, narrow<Float16>(v[k]));
     }
   }
   static ASEGNET_HOST_DEVICE void load_codes(const uint8_t* from, Mask<A>* codes) {
     for (int k = 0; k < 2; ++k) {
-      codes[k] = __builtin_convertvector(load_as<Bytes>(from + k * kLanes<A>), Mask<A>);
+      codes[k] = asegnet::load_codes<Mask<A>, kLanes<A>>(from + k * kLanes<A>);
     }
   }
-  static ASEGNET_HOST_DEVICE void store_codes(uint8_t* to, const Mask<A>* codes) {
-    for (int k = 0; k < 2; ++k) store_as(to + k * kLanes<A>, __builtin_convertvector(codes[k], Bytes));
+  static ASEGNET_HOST_DEVICE void store_codes(uint8_t* to, const Mask<A> (&codes)[2]) {
+    put_codes<false, kLanes<A>>(to, codes);
   }
 };
 

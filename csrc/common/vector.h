@@ -45,6 +45,18 @@ using Mask = typename Lane<A>::Mask;  // also a vector of integers as wide as A
 template <typename A>
 constexpr int kLanes = kVectorBytes / static_cast<int>(sizeof(A));
 
+template <class T, int kLanes>
+struct OfLanes {
+  typedef T type __attribute__((vector_size(kLanes * sizeof(T))));
+};
+template <class T>
+struct OfLanes<T, 1> {
+  using type = T;
+};
+// kLanes values of T: a vector, or the plain type for one.
+template <class T, int kLanes>
+using VectorOf = typename OfLanes<T, kLanes>::type;
+
 // Any vector type, any address.
 template <class V, class T>
 ASEGNET_HOST_DEVICE V load_as(const T* from) {
@@ -58,7 +70,8 @@ ASEGNET_HOST_DEVICE void store_as(T* to, V value) {
 }
 
 // Streaming store of one vector to an address aligned to its size: the line goes to memory without being read, and
-// leaves the cache to others. Vectors of fewer than 4 bytes, and any where there is no SSE2, are stored as others. Call stream_fence() before another thread may read.
+// leaves the cache to others. Vectors of fewer than 4 bytes, and any where there is no SSE2, are stored as others.
+// Call stream_fence() before another thread may read.
 template <class V, class T>
 ASEGNET_HOST_DEVICE void stream_as(T* to, V value) {
 #if defined(__AVX512F__)
@@ -91,6 +104,15 @@ ASEGNET_HOST_DEVICE void stream_as(T* to, V value) {
 #else
   store_as(to, value);
 #endif
+}
+
+template <bool kStream, class T, class V>
+ASEGNET_HOST_DEVICE void put(T* to, V value) {
+  if constexpr (kStream) {
+    stream_as(to, value);
+  } else {
+    store_as(to, value);
+  }
 }
 
 ASEGNET_HOST_DEVICE void stream_fence() {

@@ -105,8 +105,8 @@ template <class T, int kBytes>
 struct Step {
   static constexpr int kLanes = (kBytes < kVectorBytes ? kBytes : kVectorBytes) / sizeof(T);
   static constexpr int kWindows = kBytes / sizeof(T), kCount = kWindows / kLanes;
-  using V = Pack<T, kLanes>;
-  using P = Pack<Integer<T>, kLanes>;
+  using V = VectorOf<T, kLanes>;
+  using P = VectorOf<Integer<T>, kLanes>;
   static P all(int position) { return P{} + static_cast<Integer<T>>(position); }
 };
 
