@@ -100,9 +100,11 @@ __attribute__((noinline)) void reduce_values(const T* dy, const T* x, int64_t i,
 template <class T>
 __attribute__((noinline)) void backward_values(const T* dy, const T* x, T* dx, int64_t i, int64_t end,
                                                const Channels& c) {
-  for_values(i, end, c.count, [&](int64_t e, int64_t k) {
-    const acc<T> value = to_acc(x[e]), g = dy ? passes(c, k, value, to_acc(dy[e])) : acc<T>{0};
-    dx[e] = from_acc<T>(input_gradient(c, k, value, g));
+  with(c.slope == nullptr, [&](auto constant) {
+    for_values(i, end, c.count, [&](int64_t e, int64_t k) {
+      const acc<T> value = to_acc(x[e]), g = dy ? passes(c, k, value, to_acc(dy[e])) : acc<T>{0};
+      dx[e] = from_acc<T>(input_gradient<decltype(constant)::value>(c, k, value, g));
+    });
   });
 }
 

@@ -160,11 +160,11 @@ ASEGNET_HOST_DEVICE V input_gradient(const Tables<T>& t, int64_t j, V x, V g) {
   if constexpr (kConstant) return g * at(t.scale, j);
   else return gradient(g, x, at(t.scale, j), at(t.mean, j), at(t.slope, j), at(t.offset, j));
 }
-template <class A>
+template <bool kConstant, class A>
 ASEGNET_HOST_DEVICE A input_gradient(const Channels& c, int64_t k, A x, A g) {
   const auto as = [&](const double* table) { return static_cast<A>(table[k]); };
-  if (!c.slope) return g * as(c.scale);
-  return gradient(g, x, as(c.scale), as(c.mean), as(c.slope), as(c.offset));
+  if constexpr (kConstant) return g * as(c.scale);
+  else return gradient(g, x, as(c.scale), as(c.mean), as(c.slope), as(c.offset));
 }
 
 }  // namespace
