@@ -92,8 +92,9 @@ ASEGNET_HOST_DEVICE Tile<A> tile_in(A* buffer, int64_t channels, bool by_channel
 template <typename T, typename A>
 ASEGNET_HOST_DEVICE void convert(const T* __restrict from, A* __restrict to, int64_t count) {
   int64_t i = 0;
-  if constexpr (kIsSame<T, BFloat16>) {
-    for (; i + kLanes<A> <= count; i += kLanes<A>) store(to + i, to_acc_lanes(from + i));
+  for (; i + kLanes<A> <= count; i += kLanes<A>) {
+    if constexpr (sizeof(T) == 2) store(to + i, widen<T>(load_as<Halves>(from + i)));
+    else store(to + i, load(from + i));
   }
   for (; i < count; ++i) to[i] = to_acc(from[i]);
 }
@@ -166,11 +167,12 @@ ASEGNET_HOST_DEVICE void store_scaled(T* __restrict to, const A* __restrict from
     if (stream && is_aligned(to)) {
       for (; i + L <= count; i += L) stream_as(to + i, scaled());
     }
-  } else if constexpr (kIsSame<T, BFloat16>) {
-    if (kVectorBytes >= 32 && stream && is_aligned(to, sizeof(HalfBits))) {
-      for (; i + L <= count; i += L) stream_as(to + i, bfloat16_lanes(scaled()));
+    for (; i + L <= count; i += L) store(to + i, scaled());
+  } else {
+    if (kVectorBytes >= 32 && stream && is_aligned(to, sizeof(Halves))) {
+      for (; i + L <= count; i += L) stream_as(to + i, narrow<T>(scaled()));
     }
-    for (; i + L <= count; i += L) store_as(to + i, bfloat16_lanes(scaled()));
+    for (; i + L <= count; i += L) store_as(to + i, narrow<T>(scaled()));
   }
   for (; i < count; ++i) to[i] = from_acc<T>(scale[kEach ? i : 0] * from[i]);
 }

@@ -4,7 +4,7 @@
 #include <cstdint>
 
 #include "attention_gate/math.h"
-#include "common/half.h"
+#include "common/half_vector.h"
 #include "common/host_device.h"
 #include "common/vector.h"
 
@@ -86,21 +86,6 @@ ASEGNET_HOST_DEVICE A sum_of(Vector<A> value) {
     for (int lane = 0; lane < half; ++lane) lanes[lane] += lanes[lane + half];
   }
   return lanes[0];
-}
-
-typedef uint16_t HalfBits __attribute__((vector_size(kVectorBytes / 2)));
-typedef uint32_t WordBits __attribute__((vector_size(kVectorBytes)));
-
-ASEGNET_HOST_DEVICE Vector<float> to_acc_lanes(const BFloat16* from) {
-  return (Vector<float>)(__builtin_convertvector(load_as<HalfBits>(from), WordBits) << 16);
-}
-
-// from_acc of each lane.
-ASEGNET_HOST_DEVICE HalfBits bfloat16_lanes(Vector<float> value) {
-  const WordBits bits = (WordBits)value;
-  const WordBits rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
-  const WordBits nan = (WordBits)(value != value);
-  return __builtin_convertvector((rounded & ~nan) | (nan & 0x7fc0u), HalfBits);
 }
 
 // sigmoid of each lane; the float one within 2 units in the last place. NaN stays NaN.

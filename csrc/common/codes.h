@@ -16,10 +16,10 @@ ASEGNET_HOST_DEVICE P load_codes(const uint8_t* code) {
     constexpr int kWidth = sizeof(P) / kLanes;
     __m128i bytes{};
     __builtin_memcpy(&bytes, code, kLanes < 16 ? kLanes : 16);
-#if defined(__AVX512F__)
-    if constexpr (sizeof(P) == 64 && kWidth == 2) return (P)_mm512_cvtepu8_epi16(load_as<__m256i>(code));
-    if constexpr (sizeof(P) == 64 && kWidth == 4) return (P)_mm512_cvtepu8_epi32(bytes);
-    if constexpr (sizeof(P) == 64 && kWidth == 8) return (P)_mm512_cvtepu8_epi64(bytes);
+#if defined(__AVX512F__)  // with masks: g++ 12 takes the others' unused operand for an uninitialised value
+    if constexpr (sizeof(P) == 64 && kWidth == 2) return (P)_mm512_maskz_cvtepu8_epi16(~0u, load_as<__m256i>(code));
+    if constexpr (sizeof(P) == 64 && kWidth == 4) return (P)_mm512_maskz_cvtepu8_epi32(0xffff, bytes);
+    if constexpr (sizeof(P) == 64 && kWidth == 8) return (P)_mm512_maskz_cvtepu8_epi64(0xff, bytes);
 #endif
 #if defined(__AVX2__)
     if constexpr (sizeof(P) == 32 && kWidth == 2) return (P)_mm256_cvtepu8_epi16(bytes);

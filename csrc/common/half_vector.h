@@ -10,7 +10,7 @@ namespace {
 typedef uint32_t Words __attribute__((vector_size(kVectorBytes)));
 typedef uint16_t Halves __attribute__((vector_size(kVectorBytes / 2)));
 
-// From the low 16 bits of each word.
+// From the low 16 bits of each word; the high ones are zero.
 template <class S>
 ASEGNET_HOST_DEVICE Vector<float> widen_words(Words half) {
   using V = Vector<float>;

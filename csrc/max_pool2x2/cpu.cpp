@@ -78,13 +78,13 @@ void check_size(int64_t size, int64_t pooled, const char* name) {
   check(is_unpooled_size(size, pooled), name, "2 h - 1, 2 h or 2 h + 1 for a pooled side h", size);
 }
 
-int log2_element_size(const Tensor& t) {
+// 0, 1 and 2 for elements of 2, 4 and 8 bytes: the kernels move them, whatever they are.
+int element_kind(const Tensor& t) {
   switch (t.element_size()) {
-    case 1: return 0;
-    case 2: return 1;
-    case 4: return 2;
-    case 8: return 3;
-    default: fail("y", "elements of 1, 2, 4 or 8 bytes", t.element_size());
+    case 2: return 0;
+    case 4: return 1;
+    case 8: return 2;
+    default: fail("y", "elements of 2, 4 or 8 bytes", t.element_size());
   }
 }
 
@@ -121,7 +121,7 @@ Tensor unpool(const Tensor& y_in, const Tensor& code_in, int64_t height, int64_t
   if (full.numel() == 0) return out;
   if (pooled.numel() == 0) return torch::stable::zero_(out);
   const Rows rows(out, pooled, channels_last);
-  const auto kernel = kernels().unpool[log2_element_size(y)];
+  const auto kernel = kernels().unpool[element_kind(y)];
   const void* py = y.const_data_ptr();
   const auto* pcode = static_cast<const uint8_t*>(code.const_data_ptr());
   void* pout = out.mutable_data_ptr();
@@ -145,7 +145,7 @@ Tensor unpool_backward(const Tensor& grad_in, const Tensor& code_in) {
   Tensor out = empty4(pooled, grad.scalar_type(), grad, channels_last);
   if (pooled.numel() == 0) return out;
   const Rows rows(grad, pooled, channels_last);
-  const auto kernel = kernels().unpool_backward[log2_element_size(grad)];
+  const auto kernel = kernels().unpool_backward[element_kind(grad)];
   const void* pgrad = grad.const_data_ptr();
   const auto* pcode = static_cast<const uint8_t*>(code.const_data_ptr());
   void* pout = out.mutable_data_ptr();
@@ -193,11 +193,10 @@ void for_planes(const Planes& small, const Planes& large, const Tensor& indices,
 }
 
 template <class F>
-void with_element_type(int log2_size, const F& f) {
-  switch (log2_size) {
-    case 0: return f(uint8_t{});
-    case 1: return f(uint16_t{});
-    case 2: return f(uint32_t{});
+void with_element_type(int kind, const F& f) {
+  switch (kind) {
+    case 0: return f(uint16_t{});
+    case 1: return f(uint32_t{});
     default: return f(uint64_t{});
   }
 }
@@ -217,7 +216,7 @@ Tensor unpool_indices(const Tensor& y_in, const Tensor& indices_in, int64_t heig
   const Dims full{pooled.n, pooled.c, height, width};
   Tensor out = empty4(full, y.scalar_type(), y, channels_last);
   torch::stable::zero_(out);
-  with_element_type(log2_element_size(y), [&]<class T>(T) {
+  with_element_type(element_kind(y), [&]<class T>(T) {
     const auto* py = static_cast<const T*>(y.const_data_ptr());
     auto* pout = static_cast<T*>(out.mutable_data_ptr());
     for_planes({pooled, channels_last}, {full, channels_last}, indices,
@@ -233,7 +232,7 @@ Tensor unpool_indices_backward(const Tensor& grad_in, const Tensor& indices_in) 
   const bool channels_last = is_channels_last(indices_in);
   const Tensor grad = dense(grad_in, channels_last), indices = dense(indices_in, channels_last);
   Tensor out = empty4(pooled, grad.scalar_type(), grad, channels_last);
-  with_element_type(log2_element_size(grad), [&]<class T>(T) {
+  with_element_type(element_kind(grad), [&]<class T>(T) {
     const auto* pgrad = static_cast<const T*>(grad.const_data_ptr());
     auto* pout = static_cast<T*>(out.mutable_data_ptr());
     for_planes({pooled, channels_last}, {full, channels_last}, indices,

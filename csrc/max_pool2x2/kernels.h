@@ -20,12 +20,12 @@ struct Geometry {
 struct Kernels {
   // x -> y, code. Indexed by Float (common/tensor.h).
   void (*pool[4])(const void* x, void* y, uint8_t* code, const Geometry& g, int64_t begin, int64_t end, bool stream);
-  // y, code -> the large map, each element written once. Indexed by log2 of the element size.
+  // y, code -> the large map, each element written once. Indexed by the size of an element: 2, 4 or 8 bytes.
   // Returns false where a code is above 3 or points outside the map; such an element is written nowhere.
-  bool (*unpool[4])(const void* y, const uint8_t* code, void* out, const Geometry& g, int64_t begin, int64_t end,
+  bool (*unpool[3])(const void* y, const uint8_t* code, void* out, const Geometry& g, int64_t begin, int64_t end,
                     bool stream);
   // gradient of the large map, code -> gradient of y. Same index, same answer; nothing outside the map is read.
-  bool (*unpool_backward[4])(const void* grad, const uint8_t* code, void* grad_y, const Geometry& g, int64_t begin,
+  bool (*unpool_backward[3])(const void* grad, const uint8_t* code, void* grad_y, const Geometry& g, int64_t begin,
                              int64_t end, bool stream);
 };
 

@@ -219,15 +219,17 @@ __attribute__((noinline, cold)) uint64_t at_edge(Op op, Apart<typename Op::Large
   return op.bad;
 }
 
-// Rows of windows [begin, end), in steps S; no run is shorter than one. The last step of a run may repeat part of the
-// one before, which writes the same values again.
+// Rows of windows [begin, end), in steps S; no run is shorter than one, and where values are streamed each is a multiple
+// of one. Elsewhere the last step of a run may repeat part of the one before, which writes the same values again.
 template <class S, bool kStream, bool kNeighbours, class Op>
 uint64_t walk(Op op, typename Op::Large* large, const Geometry g, int64_t begin, int64_t end) {
   using L = typename Op::Large;
   const auto run = [&](auto windows, int64_t at, int64_t count) {
     int64_t i = 0;
     for (; i + S::kWindows <= count; i += S::kWindows) op.template step<S, kStream>(windows, i, at);
-    if (i < count) op.template step<S, kStream>(windows, count - S::kWindows, at);
+    if constexpr (!kStream && S::kWindows > 1) {
+      if (i < count) op.template step<S, false>(windows, count - S::kWindows, at);
+    }
   };
   const int64_t right = g.width / 2 < g.pooled_width ? g.width / 2 : g.pooled_width;  // windows with a right column
   const int64_t used = 2 * g.pooled_width * g.inner, rest = g.width * g.inner - used;
@@ -313,8 +315,8 @@ namespace ASEGNET_ISA {
 const Kernels kernels = {
     {pool<ByValue<float>>, pool<ByValue<double>>, pool<OrderBFloat16>, pool<OrderFloat16>},
     // Moved only, never computed with: float and double stand for any elements of their size.
-    {unpool<int8_t>, unpool<int16_t>, unpool<float>, unpool<double>},
-    {unpool_backward<int8_t>, unpool_backward<int16_t>, unpool_backward<float>, unpool_backward<double>},
+    {unpool<int16_t>, unpool<float>, unpool<double>},
+    {unpool_backward<int16_t>, unpool_backward<float>, unpool_backward<double>},
 };
 }  // namespace ASEGNET_ISA
 

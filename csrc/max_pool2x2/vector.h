@@ -10,10 +10,6 @@ namespace {
 template <int kBytes>
 struct IntegerOf;
 template <>
-struct IntegerOf<1> {
-  using type = int8_t;
-};
-template <>
 struct IntegerOf<2> {
   using type = int16_t;
 };

@@ -1,8 +1,7 @@
 // Logits in registers: a vector of pixels at a time, read and written where they lie. For simd.cpp only.
 #pragma once
 
-#include "common/half.h"
-#include "common/vector.h"
+#include "common/half_vector.h"
 #include "tversky/vector_math.h"
 
 namespace asegnet::tversky {
@@ -50,49 +49,14 @@ ASEGNET_HOST_DEVICE V order_of_fours(V a) {
   else return __builtin_shufflevector(a, a, 0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
 }
 
-// ---- half types, a vector at a time ---------------------------------------------------------------------------
-
-typedef uint32_t Words __attribute__((vector_size(kVectorBytes)));
-typedef uint16_t Halves __attribute__((vector_size(kVectorBytes / 2)));
-
-// From the low 16 bits of each word; as to_acc.
-template <class S>
-ASEGNET_HOST_DEVICE Vec<float> widen(Words half) {
-  using V = Vec<float>;
-  if constexpr (kIsSame<S, BFloat16>) {
-    return bits<V>(half << 16);
-  } else {
-    const Words sign = (half & 0x8000u) << 16, magnitude = (half & 0x7fffu) << 13;
-    const Words scaled = bits<Words>(bits<V>(magnitude) * 0x1p112f);
-    return bits<V>(sign | (magnitude >= 0x0f800000u ? magnitude | 0x7f800000u : scaled));
-  }
-}
-
-// Into the low 16 bits of each word, the high ones zero; as from_acc.
-template <class S>
-ASEGNET_HOST_DEVICE Words narrow(Vec<float> v) {
-  const Words word = bits<Words>(v);
-  if constexpr (kIsSame<S, BFloat16>) {
-    const Words rounded = (word + 0x7fffu + ((word >> 16) & 1u)) >> 16;
-    return v != v ? Words{} + 0x7fc0u : rounded;
-  } else {
-    const Words sign = word >> 16 & 0x8000u, magnitude = word & 0x7fffffffu;
-    const Words normal = (magnitude - 0x38000000u + 0xfffu + (magnitude >> 13 & 1u)) >> 13;
-    const Words subnormal = bits<Words>(bits<Vec<float>>(magnitude) + 0.5f) - 0x3f000000u;
-    const Words special = magnitude > 0x7f800000u ? Words{} + 0x7e00u : Words{} + 0x7c00u;
-    const Words finite = magnitude < 0x38800000u ? subnormal : normal;
-    return sign | (magnitude >= 0x47800000u ? special : finite);
-  }
-}
-
 template <class S>
 ASEGNET_HOST_DEVICE Vec<acc_t<S>> load_wide(const S* from) {
-  if constexpr (sizeof(S) == 2) return widen<S>(__builtin_convertvector(load_as<Halves>(from), Words));
+  if constexpr (sizeof(S) == 2) return widen<S>(load_as<Halves>(from));
   else return load_as<Vec<S>>(from);
 }
 template <class S>
 ASEGNET_HOST_DEVICE void store_narrow(S* to, Vec<acc_t<S>> v) {
-  if constexpr (sizeof(S) == 2) store_as(to, __builtin_convertvector(narrow<S>(v), Halves));
+  if constexpr (sizeof(S) == 2) store_as(to, narrow<S>(v));
   else store_as(to, v);
 }
 
@@ -195,12 +159,12 @@ struct Access {
       first = bits<V>(pair << 16);
       second = bits<V>(pair & 0xffff0000u);
     } else {
-      first = widen<S>(pair & 0xffffu);
-      second = widen<S>(pair >> 16);
+      first = widen_words<S>(pair & 0xffffu);
+      second = widen_words<S>(pair >> 16);
     }
   }
   static ASEGNET_HOST_DEVICE Words joined(V first, V second) {
-    return narrow<S>(first) | narrow<S>(second) << 16;
+    return narrow_words<S>(first) | narrow_words<S>(second) << 16;
   }
 };
 

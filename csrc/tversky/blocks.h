@@ -28,59 +28,47 @@ ASEGNET_HOST_DEVICE void for_rows(const Pixels& pixels, const int64_t* strides, 
 
 template <class S, class T>
 ASEGNET_HOST_DEVICE void read_row(const S* __restrict from, int64_t stride, T* __restrict to, int64_t count) {
+  int64_t i = 0;
   if (stride == 1) {
-    for (int64_t i = 0; i < count; ++i) to[i] = to_acc(from[i]);
-  } else if (stride == 2) {  // channels_last of two classes
-    for (int64_t i = 0; i < count; ++i) to[i] = to_acc(from[2 * i]);
-  } else {
-    for (int64_t i = 0; i < count; ++i) to[i] = to_acc(from[i * stride]);
+    for (; i + kLanes<T> <= count; i += kLanes<T>) store_as(to + i, load_wide(from + i));
   }
+  for (; i < count; ++i) to[i] = to_acc(from[i * stride]);
 }
 
 template <class S, class T>
 ASEGNET_HOST_DEVICE void write_row(const T* __restrict from, S* __restrict to, int64_t stride, int64_t count) {
+  int64_t i = 0;
   if (stride == 1) {
-    for (int64_t i = 0; i < count; ++i) to[i] = from_acc<S>(from[i]);
-  } else {
-    for (int64_t i = 0; i < count; ++i) to[i * stride] = from_acc<S>(from[i]);
+    for (; i + kLanes<T> <= count; i += kLanes<T>) store_narrow(to + i, load_as<Vec<T>>(from + i));
   }
+  for (; i < count; ++i) to[i * stride] = from_acc<S>(from[i]);
 }
 
-template <class A, class B>
-struct LargerInteger {
-  using type = A;
-};
-template <class A, class B>
-  requires(sizeof(A) < sizeof(B))
-struct LargerInteger<A, B> {
-  using type = B;
-};
-
 // The label where it is a class that counts, else -1. Returns whether a label was undefined; then any may be wrong.
-template <class L, class I>
-ASEGNET_HOST_DEVICE bool read_label_row(const L* __restrict from, int64_t stride, I* __restrict to, int64_t count,
+template <class L>
+ASEGNET_HOST_DEVICE bool read_label_row(const L* __restrict from, int64_t stride, int32_t* __restrict to, int64_t count,
                                         int64_t classes, bool has_ignore, int64_t ignore) {
-  using Wide = typename LargerInteger<L, I>::type;
+  using Wide = decltype(L{} + int32_t{});
   // An ignore_index the label type cannot hold matches no label.
   const bool can_ignore = has_ignore && static_cast<int64_t>(static_cast<L>(ignore)) == ignore;
   const Wide ignored = static_cast<Wide>(ignore);
   const auto read = [&](int64_t step) {
     Wide seen = 0;  // the bits of all labels: negative where one is
-    I most = 0;
+    int32_t most = 0;
     if (can_ignore) {
       for (int64_t i = 0; i < count; ++i) {
         const Wide label = from[i * step];
         const Wide skip = -static_cast<Wide>(label == ignored), kept = label & ~skip;
         seen |= kept;
-        const I low = static_cast<I>(kept);
+        const int32_t low = static_cast<int32_t>(kept);
         most = low > most ? low : most;
-        to[i] = low | static_cast<I>(skip);
+        to[i] = low | static_cast<int32_t>(skip);
       }
     } else {
       for (int64_t i = 0; i < count; ++i) {
         const Wide label = from[i * step];
         seen |= label;
-        const I low = static_cast<I>(label);
+        const int32_t low = static_cast<int32_t>(label);
         most = low > most ? low : most;
         to[i] = low;
       }
@@ -91,8 +79,8 @@ ASEGNET_HOST_DEVICE bool read_label_row(const L* __restrict from, int64_t stride
 }
 
 // Reads `count` labels from pixel `begin` on, and pads with -1 up to `padded`.
-template <class I>
-bool read_labels(const Problem& p, int64_t image, int64_t begin, int64_t count, int64_t padded, I* labels) {
+inline bool read_labels(const Problem& p, int64_t image, int64_t begin, int64_t count, int64_t padded,
+                        int32_t* labels) {
   const Target& t = p.target;
   bool undefined = false;
   const auto read = [&]<class L>(const L* data) {
@@ -108,7 +96,7 @@ bool read_labels(const Problem& p, int64_t image, int64_t begin, int64_t count, 
     case kInt32: read(static_cast<const int32_t*>(t.data)); break;
     case kInt64: read(static_cast<const int64_t*>(t.data)); break;
   }
-  for (int64_t i = count; i < padded; ++i) labels[i] = I{-1};
+  for (int64_t i = count; i < padded; ++i) labels[i] = -1;
   return undefined;
 }
 

@@ -58,7 +58,7 @@ constexpr int64_t kBlock = 512;
 inline int64_t block_pixels(int64_t classes) { return classes <= 16 ? kBlock : kBlock / 8; }
 inline int64_t scratch_bytes(int64_t classes) {
   const int64_t per_class = 2 * block_pixels(classes) * 8 /* planes */ + 8 * 64 /* lanes */ + 6 * 128 /* totals */;
-  return kBlock * 8 /* labels */ + classes * per_class;
+  return kBlock * 4 /* labels */ + classes * per_class;
 }
 
 struct Kernels {

@@ -68,6 +68,12 @@ struct Soon {
   }
 };
 
+// A vector of labels, as wide as the logits.
+template <class T>
+INLINE IntVec<T> load_labels(const int32_t* label) {
+  return __builtin_convertvector(load_as<VectorOf<int32_t, kLanes<T>>>(label), IntVec<T>);
+}
+
 constexpr bool has_tp(Rows rows) { return rows != kCrossEntropyRows; }
 constexpr bool has_errors(Rows rows) { return rows == kTverskyRows || rows == kAllRows; }
 constexpr bool has_count(Rows rows) { return rows != kTverskyRows; }
@@ -112,23 +118,36 @@ struct Binary {
   }
 };
 
-// Calls step(i, the number of vectors as a type) until `padded` pixels are done: kTogether vectors at a time, then one.
-template <class T, int kTogether, class F>
-INLINE void for_vectors(int64_t padded, F step) {
+// Calls f(i, labels, probabilities) for each vector of pixels, some of them side by side.
+template <class A, class F>
+INLINE void for_pixels(A x, const int32_t* label, int64_t padded, Soon soon, F f) {
+  using T = typename A::T;
+  constexpr int kTogether = 2;
+  const auto step = [&](int64_t i, auto together) INLINE_LAMBDA {
+    constexpr int kCount = decltype(together)::value;
+    Vec<T> z[kCount][2];
+    Binary<T> b[kCount];
+    for (int u = 0; u < kCount; ++u) x.load(i + u * kLanes<T>, z[u]);
+    soon.template prefetch<T, kCount>(i);
+    Binary<T>::of(z, b);
+    for (int u = 0; u < kCount; ++u) {
+      const int64_t at = i + u * kLanes<T>;
+      f(at, A::template order<2>(load_labels<T>(label + at)), b[u]);
+    }
+  };
   int64_t i = 0;
   for (; i + kTogether * kLanes<T> <= padded; i += kTogether * kLanes<T>) step(i, Constant<kTogether>{});
   for (; i < padded; i += kLanes<T>) step(i, Constant<1>{});
 }
-constexpr int kTogether = 2;
 
 template <class A, Rows kRows>
-void binary_sums(A x, const Int<typename A::T>* label, int64_t padded, Totals<typename A::T> totals, Soon soon) {
+__attribute__((noinline)) void binary_sums(A x, const int32_t* label, int64_t padded, Totals<typename A::T> totals, Soon soon) {
   using T = typename A::T;
   using V = Vec<T>;
   using I = IntVec<T>;
   V tp0{}, tp1{}, cross0{}, cross1{}, p20{}, p21{}, ce0{}, ce1{};
   I n0{}, n1{};
-  const auto add_pixels = [&](I t, const Binary<T>& b) INLINE_LAMBDA {
+  for_pixels(x, label, padded, soon, [&](int64_t, I t, const Binary<T>& b) INLINE_LAMBDA {
     const I is0 = t == 0, is1 = t == 1;
     if constexpr (has_tp(kRows)) {
       tp0 += keep<T>(is0, b.p0());
@@ -152,15 +171,6 @@ void binary_sums(A x, const Int<typename A::T>* label, int64_t padded, Totals<ty
       ce0 += keep<T>(is0, ce);
       ce1 += keep<T>(is1, ce);
     }
-  };
-  for_vectors<T, kTogether>(padded, [&](int64_t i, auto together) INLINE_LAMBDA {
-    constexpr int kCount = decltype(together)::value;
-    V z[kCount][2];
-    Binary<T> b[kCount];
-    for (int u = 0; u < kCount; ++u) x.load(i + u * kLanes<T>, z[u]);
-    soon.template prefetch<T, kCount>(i);
-    Binary<T>::of(z, b);
-    for (int u = 0; u < kCount; ++u) add_pixels(A::template order<2>(load_as<I>(label + i + u * kLanes<T>)), b[u]);
   });
   const auto add = [&](int row, auto first, auto second) {
     totals.add(row, 0, first);
@@ -175,7 +185,7 @@ void binary_sums(A x, const Int<typename A::T>* label, int64_t padded, Totals<ty
 }
 
 template <class A, Rows kRows>
-void binary_gradient_block(A x, const Int<typename A::T>* label, int64_t padded, const double* k, A out,
+__attribute__((noinline)) void binary_gradient_block(A x, const int32_t* label, int64_t padded, const double* k, A out,
                            Soon soon) {
   using T = typename A::T;
   using V = Vec<T>;
@@ -186,8 +196,7 @@ void binary_gradient_block(A x, const Int<typename A::T>* label, int64_t padded,
   const V slope1 = all(static_cast<T>((at(TP, 1) - at(FN, 1)) - at(FP, 0)));
   const V square0 = all(static_cast<T>(2 * at(SUM_P2, 0))), square1 = all(static_cast<T>(2 * at(SUM_P2, 1)));
   const V ce0 = all(static_cast<T>(at(CE, 0))), ce1 = all(static_cast<T>(-at(CE, 1)));
-  const auto write_pixels = [&](int64_t i, const Binary<T>& b) INLINE_LAMBDA {
-    const I t = A::template order<2>(load_as<I>(label + i));
+  for_pixels(x, label, padded, soon, [&](int64_t i, I t, const Binary<T>& b) INLINE_LAMBDA {
     const I is1 = t == 1;
     V g{};
     if constexpr (has_tp(kRows)) {
@@ -199,15 +208,6 @@ void binary_gradient_block(A x, const Int<typename A::T>* label, int64_t padded,
     g = keep<T>(t >= 0, g);
     const V both[2] = {-g, g};
     out.store(i, both);
-  };
-  for_vectors<T, kTogether>(padded, [&](int64_t i, auto together) INLINE_LAMBDA {
-    constexpr int kCount = decltype(together)::value;
-    V z[kCount][2];
-    Binary<T> b[kCount];
-    for (int u = 0; u < kCount; ++u) x.load(i + u * kLanes<T>, z[u]);
-    soon.template prefetch<T, kCount>(i);
-    Binary<T>::of(z, b);
-    for (int u = 0; u < kCount; ++u) write_pixels(i + u * kLanes<T>, b[u]);
   });
 }
 
@@ -265,7 +265,7 @@ struct Softmax {
 };
 
 template <class A, Rows kRows, int kClasses>
-void general_sums(A x, const Int<typename A::T>* label, int64_t padded, int64_t classes_in,
+__attribute__((noinline)) void general_sums(A x, const int32_t* label, int64_t padded, int64_t classes_in,
                   Totals<typename A::T> totals, Vec<typename A::T>* lanes, Soon soon) {
   using T = typename A::T;
   using V = Vec<T>;
@@ -275,7 +275,7 @@ void general_sums(A x, const Int<typename A::T>* label, int64_t padded, int64_t 
       count(lanes + 4 * classes), p2(lanes + 5 * classes), ce(lanes + 6 * classes);
   for (int64_t c = 0; c < classes; ++c) tp[c] = fp[c] = fn[c] = count[c] = p2[c] = ce[c] = V{};
   for (int64_t i = 0; i < padded; i += kLanes<T>) {
-    const I t = A::template order<kClasses ? kClasses : 1>(load_as<I>(label + i));
+    const I t = A::template order<kClasses ? kClasses : 1>(load_labels<T>(label + i));
     const I valid = t >= 0;
     Softmax<A, kClasses> s(x, i, classes, lanes);
     soon.template prefetch<T, 1>(i);
@@ -314,7 +314,7 @@ void general_sums(A x, const Int<typename A::T>* label, int64_t padded, int64_t 
 }
 
 template <class A, Rows kRows, int kClasses>
-void general_gradient_block(A x, const Int<typename A::T>* label, int64_t padded, int64_t classes_in,
+__attribute__((noinline)) void general_gradient_block(A x, const int32_t* label, int64_t padded, int64_t classes_in,
                             const double* k, A out, Vec<typename A::T>* lanes, Soon soon) {
   using T = typename A::T;
   using V = Vec<T>;
@@ -331,7 +331,7 @@ void general_gradient_block(A x, const Int<typename A::T>* label, int64_t padded
     k_ce[c] = all(static_cast<T>(at(CE, c)));
   }
   for (int64_t i = 0; i < padded; i += kLanes<T>) {
-    const I t = A::template order<kClasses ? kClasses : 1>(load_as<I>(label + i));
+    const I t = A::template order<kClasses ? kClasses : 1>(load_labels<T>(label + i));
     const I valid = t >= 0;
     Softmax<A, kClasses> s(x, i, classes, lanes);
     soon.template prefetch<T, 1>(i);
@@ -372,14 +372,14 @@ void general_gradient_block(A x, const Int<typename A::T>* label, int64_t padded
 template <class T>
 struct Scratch {
   double* totals;
-  Int<T>* labels;
+  int32_t* labels;
   Vec<T>* lanes;
   T *planes, *gradients;
 
   Scratch(void* memory, int64_t classes) {
     char* at = static_cast<char*>(memory);
-    labels = reinterpret_cast<Int<T>*>(at);
-    at += kBlock * 8;
+    labels = reinterpret_cast<int32_t*>(at);
+    at += kBlock * 4;
     lanes = reinterpret_cast<Vec<T>*>(at);
     at += classes * 8 * 64;
     totals = reinterpret_cast<double*>(at);
@@ -422,7 +422,9 @@ INLINE void with_access(const Problem& p, const Logits* grad, int64_t image, int
   }
   const auto on_planes = [&](auto x, auto out) {
     if (classes == 2) return f(x, out, Constant<2>{});
-    if (classes == 4) return f(x, out, Constant<4>{});
+    if constexpr (sizeof(S) <= 4) {  // float64 spends its time in the C library
+      if (classes == 4) return f(x, out, Constant<4>{});
+    }
     return f(x, out, Constant<0>{});
   };
   if (has_planes<T>(p, p.logits, count) && (!grad || has_planes<T>(p, *grad, count))) {
