@@ -7,6 +7,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
+_STRIDED = torch.strided  # looked up once: a small op's call is mostly such look-ups
+
 
 def describe(value: object) -> str:
     """What came, in few words."""
@@ -23,13 +25,13 @@ def wrong_value(name: str, expected: str, got: object) -> ValueError:
     return ValueError(f"{name}: expected {expected}, got {describe(got)}")
 
 
-def check_tensor(name: str, value: object, dims: Iterable[int] | None = None) -> None:
+def check_tensor(name: str, value: object, dims: tuple[int, ...] | None = None) -> None:
     """`value` is a strided tensor with one of the given numbers of dimensions."""
     if not isinstance(value, Tensor):
         raise wrong_type(name, "a tensor", value)
-    if value.layout != torch.strided:
+    if value.layout != _STRIDED:
         raise wrong_type(name, "a dense (strided) tensor", value.layout)
-    if dims is not None and value.dim() not in tuple(dims):
+    if dims is not None and value.dim() not in dims:
         raise wrong_value(name, f"{' or '.join(f'{d}-D' for d in dims)} shape", value)
 
 

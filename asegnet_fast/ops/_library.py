@@ -38,6 +38,8 @@ INTERPRETING = os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", 
 _TRITON_INSTALLED = importlib.util.find_spec("triton") is not None  # importing it takes a second
 
 # Looked up once: a small op's call is mostly such look-ups.
+_is_compiling = torch.compiler.is_compiling
+_is_grad_enabled = torch.is_grad_enabled
 _functorch_level = torch._C._functorch.maybe_current_level
 _below_autograd = torch._C._AutoDispatchBelowAutograd
 _dispatch_modes = torch._C._len_torch_dispatch_stack
@@ -132,6 +134,8 @@ def serving(op: Op, tensor: Tensor) -> Op:
     Raises:
         RuntimeError: the chosen backend cannot.
     """
+    if _backend == "auto" and op.serves_cpu and tensor.is_cpu:
+        return op
     device = tensor.device
     if _backend == "native" or (_backend == "auto" and device.type in op.native_on):
         if device.type in op.native_on:
@@ -205,6 +209,7 @@ class Op:
         self.has_autocast = False
         self.triton: Op | None = None
         self.native_on = frozenset(d for d in _KEYS if overload == "default" and has_native(name, d))
+        self.serves_cpu = "cpu" in self.native_on
         self._overload = self.dispatcher_op._op  # without the wrapper's look-ups
         self._differentiable: Callable | None = None  # overload with its gradient
 
@@ -240,14 +245,14 @@ class Op:
 
     def __call__(self, *args: object) -> object:
         if (
-            torch.compiler.is_compiling()
+            _is_compiling()
             or has_torch_function(args)
             or _dispatch_modes()
             or _is_tracing()
             or (self.has_autocast and autocast_is_on(args[0].device.type))
         ):
             return self.dispatcher_op(*args)
-        if torch.is_grad_enabled() and _any_requires_grad(*args):
+        if _is_grad_enabled() and _any_requires_grad(*args):
             return (self._differentiable or self.dispatcher_op)(*args)
         with _below_autograd():
             return self._overload(*args)

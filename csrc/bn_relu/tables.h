@@ -64,6 +64,11 @@ struct Tables {
   // `channels` numbers, over and over.
   __attribute__((noinline)) void fill(A* table, const double* from, int64_t channels) const {
     using P = Pack<T>;
+    if (channels == 1) {  // a plane
+      const A value = static_cast<A>(*from);
+      for (int64_t i = 0; i < length; ++i) table[i] = value;
+      return;
+    }
     for (int64_t base = 0, c = 0; base < length; base += P::kLength) {
       A natural[P::kLength];
       if (c + P::kLength <= channels) {
@@ -91,6 +96,11 @@ struct Tables {
   __attribute__((noinline)) void add_to(double* out, int64_t channels, bool is_padded) const {
     using P = Pack<T>;
     flush();
+    if (channels == 1 && !is_padded) {  // a plane, in the order below
+      for (int64_t i = 0; i < length; ++i) out[0] += totals[i];
+      for (int64_t i = length; i < 2 * length; ++i) out[1] += totals[i];
+      return;
+    }
     for (int half = 0; half < 2; ++half) {
       for (int64_t base = 0, first = 0; base < length; base += P::kLength) {
         for (int k = 0; k < P::kVectors; ++k) {

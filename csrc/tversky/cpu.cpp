@@ -1,6 +1,7 @@
 // Tensors in, tensors out: axes that merge, threads over a fixed number of chunks, and the words of an error.
 #include <algorithm>
 #include <atomic>
+#include <memory>
 
 #include "common/tensor.h"
 #include "tversky/kernels.h"
@@ -117,8 +118,8 @@ struct Geometry {
     const int64_t size = chunk_pixels(), per_image = chunks(), classes = problem.classes();
     const int64_t work = std::min(size, pixels) * classes;
     parallel_for(0, images * per_image, grain(work), [&](int64_t first, int64_t last) {
-      std::vector<char> memory(scratch_bytes(classes) + 64);
-      void* const scratch = memory.data() + (64 - reinterpret_cast<uintptr_t>(memory.data()) % 64);
+      const std::unique_ptr<char[]> memory(new char[scratch_bytes(classes) + 64]);  // unlike a vector, not cleared
+      void* const scratch = memory.get() + (64 - reinterpret_cast<uintptr_t>(memory.get()) % 64);
       for (int64_t i = first; i < last; ++i) {
         const int64_t begin = i % per_image * size;
         f(i / per_image, i % per_image, begin, std::min(begin + size, pixels), scratch);

@@ -26,7 +26,8 @@ def _check_pool(x: Tensor, ceil_mode: bool) -> None:
     if not isinstance(ceil_mode, bool):
         raise wrong_type("ceil_mode", "a bool", ceil_mode)
     least = 1 if ceil_mode else 2
-    if x.shape[-2] < least or x.shape[-1] < least or x.shape[-3] == 0:
+    *_, channels, height, width = x.shape
+    if height < least or width < least or channels == 0:
         raise wrong_value("x", f"at least one channel and sides of at least {least}", x)
 
 

@@ -60,16 +60,18 @@ class RegionSums(NamedTuple):
 def _check_inputs(logits: Tensor, target: Tensor, ignore_index: int | None) -> None:
     check_tensor("logits", logits)
     check_float("logits", logits)
-    if logits.dim() < 2 or logits.shape[1] == 0:
+    sizes = logits.shape
+    if len(sizes) < 2 or sizes[1] == 0:
         raise wrong_value("logits", "shape [N, C, *spatial] with C of at least 1", logits)
     check_tensor("target", target)
     if target.dtype not in LABELS:
         raise wrong_type("target", "integer labels (uint8, int8, int16, int32, int64) or bool", target)
-    shape = (logits.shape[0], *logits.shape[2:])
+    shape = sizes[:1] + sizes[2:]
     if target.shape != shape:
         raise wrong_value("target", f"shape {tuple(shape)}, the logits' without the class axis", target)
     check_same("device", "target", target, "logits", logits)
-    check_ignore_index(ignore_index)
+    if ignore_index is not None:
+        check_ignore_index(ignore_index)
 
 
 def check_ignore_index(ignore_index: int | None) -> None:
@@ -239,9 +241,33 @@ def _region_loss(
     ignore_index: int | None = None,
     weight: Tensor | Sequence[float] | None = None,
 ) -> Tensor:
-    _check_inputs(logits, target, ignore_index)
     check_options(alpha, beta, gamma, eps, reduce_over, include_background)
-    weight = _weight_like(weight, _classes(logits), logits)
+    options = (
+        float(alpha),
+        float(beta),
+        float(gamma),
+        float(eps),
+        reduce_over == "batch",
+        include_background,
+    )
+    return _serve_loss(kind, logits, target, ignore_index, weight, options)
+
+
+#: Of a loss that has none: `_region_loss`'s own.
+_NO_OPTIONS = (0.5, 0.5, 1.0, EPS, False, True)
+
+
+def _serve_loss(
+    kind: int,
+    logits: Tensor,
+    target: Tensor,
+    ignore_index: int | None,
+    weight: Tensor | Sequence[float] | None,
+    options: tuple[object, ...],
+) -> Tensor:
+    _check_inputs(logits, target, ignore_index)
+    if weight is not None:
+        weight = _weight_like(weight, _classes(logits), logits)
     return _library.serve(
         "region_loss",
         logits,
@@ -249,12 +275,7 @@ def _region_loss(
         weight,
         ignore_index,
         kind,
-        float(alpha),
-        float(beta),
-        float(gamma),
-        float(eps),
-        reduce_over == "batch",
-        include_background,
+        *options,
     )[0]
 
 
@@ -447,7 +468,7 @@ def cross_entropy_loss(
 
     Source: Budak et al. 2021, Eq. 3.
     """
-    return _region_loss(reference.CROSS_ENTROPY, logits, target, ignore_index=ignore_index, weight=weight)
+    return _serve_loss(reference.CROSS_ENTROPY, logits, target, ignore_index, weight, _NO_OPTIONS)
 
 
 # ---- ops ------------------------------------------------------------------------------------------------
