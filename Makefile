@@ -32,18 +32,21 @@ test: $(VENV)/.installed
 test-extended: $(VENV)/.installed
 	ASEGNET_TEST_EXAMPLES=extended $(BIN)/python -m pytest -m "extended or hypothesis" $(PYTEST_ARGS)
 
-test-packaging: $(VENV)/.installed
-	$(BIN)/python -m pip install --quiet -e ".[test,packaging]"
+# The tools of the extra `packaging`, without building the library once more.
+$(VENV)/.tools: pyproject.toml | $(VENV)/.installed
+	$(BIN)/python -c "from importlib.metadata import requires; \
+	print(*(r.split(';')[0] for r in requires('asegnet-fast') if 'packaging' in r.partition('extra')[2]), sep='\n')" \
+	| $(BIN)/python -m pip install --quiet -r /dev/stdin
+	touch $@
+
+test-packaging: $(VENV)/.tools
 	PATH=$(abspath $(BIN)):$$PATH $(BIN)/python -m pytest tests/test_packaging.py -m packaging $(PYTEST_ARGS)
 
 # Builds of the CPU library for tests alone, in build/; see build_tools/variant.py.
 VARIANT = PATH=$(abspath $(BIN)):$$PATH $(BIN)/python build_tools/variant.py
-$(VENV)/.variants: pyproject.toml | $(VENV)/.installed
-	$(BIN)/python -m pip install --quiet -e ".[test,packaging]"
-	touch $@
 
 # --capture=sys: a sanitizer's report goes past Python, to the file descriptor.
-sanitize: $(VENV)/.variants
+sanitize: $(VENV)/.tools
 	$(VARIANT) sanitize -m pytest tests/ops --capture=sys $(PYTEST_ARGS)
 	$(VARIANT) sanitize -m tests.fuzz_ops --calls 10000 --seed 1
 	ATEN_CPU_CAPABILITY=default $(VARIANT) sanitize -m pytest tests/ops -m kernels --capture=sys $(PYTEST_ARGS)
@@ -56,7 +59,7 @@ sanitize-gpu: $(VENV)/.installed
 	    $(BIN)/python -m pytest tests/ops -m "gpu and kernels" $(PYTEST_ARGS) || exit 1; \
 	done
 
-test-vectors: $(VENV)/.variants
+test-vectors: $(VENV)/.tools
 	$(VARIANT) vectors-64 -m pytest tests/ops -m kernels $(PYTEST_ARGS)
 
 # Cross-validations killed at random moments and resumed, against one that was never killed.

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from asegnet_fast.ops._samples import lay_out
 from asegnet_fast.ops.tversky import reference
 
 IGNORED = 100
@@ -26,20 +27,7 @@ SHAPES = {
     "empty_batch": ((0, 2, 4, 6), torch.int64),
     "no_pixels": ((2, 3, 0, 6), torch.int64),
 }
-LAYOUTS = ("contiguous", "channels_last", "strided", "expanded")
-
-
-def lay_out(t: Tensor, layout: str) -> Tensor:
-    """`t`'s values in another arrangement of memory."""
-    if layout == "channels_last":  # of any number of dimensions
-        return t.movedim(1, -1).contiguous().movedim(-1, 1)
-    if layout == "strided":  # every second entry of the last axis of a wider tensor, axes reversed in memory
-        wide = t.new_zeros((2 * t.shape[-1], *t.shape[-2::-1]))
-        wide[::2] = t.permute(*range(t.dim())[::-1])
-        return wide[::2].permute(*range(t.dim())[::-1])
-    if layout == "expanded":  # one image seen several times, stride 0
-        return t[:1].expand_as(t) if t.shape[0] else t
-    return t
+LAYOUTS = ("contiguous", "channels_last", "reversed", "expanded")
 
 
 def labels(
@@ -60,7 +48,7 @@ def inputs(dtype: torch.dtype = torch.float32, device: str = "cpu") -> Iterator[
             logits = 3 * torch.randn(shape, generator=g, dtype=torch.float64)
             ignored = label_dtype != torch.bool
             target = labels(spatial, max(shape[1], 2), label_dtype, g, ignored)
-            target = lay_out(target, "strided" if layout == "strided" else "contiguous")
+            target = lay_out(target, "reversed" if layout == "reversed" else "contiguous")
             logits = lay_out(logits.to(device=device, dtype=dtype), layout)
             yield f"{name}-{layout}", (logits, target.to(device), IGNORED if ignored else None)
     g = torch.Generator().manual_seed(5)
@@ -139,7 +127,7 @@ def sums_inputs(dtype: torch.dtype = torch.float32, device: str = "cpu") -> Iter
             sums[:, 0, 1] = 0
         for kind, options in OPTIONS.items():
             weight = class_weights(classes, dtype, device) if "batch" in kind else None
-            for layout in ("contiguous", "strided"):
+            for layout in ("contiguous", "reversed"):
                 yield f"{name}-{kind}-{layout}", (lay_out(sums.to(device, dtype), layout), weight, *options)
 
 
