@@ -145,11 +145,11 @@ globals().update(
             integers=samples.exact_inputs,
             gradients_of=(0,),
             outputs=(0, 1, 3, 4, 5, 6),
-            small=("tiny-contiguous", "tiny_one_channel-strided", "tiny_three_classes-channels_last"),
+            small=("tiny-contiguous", "tiny_one_channel-reversed", "tiny_three_classes-channels_last"),
             few=(
                 "two_classes-channels_last",
                 "two_classes-right",
-                "one_channel-strided",
+                "one_channel-reversed",
                 "one_channel-wrong",
                 "five_classes-expanded",
                 "volume-contiguous",
@@ -175,12 +175,12 @@ globals().update(
             small=(
                 *(f"tiny_three_classes-channels_last-{kind}" for kind in samples.OPTIONS),
                 "tiny-contiguous-focal",
-                "tiny_one_channel-strided-focal",
+                "tiny_one_channel-reversed-focal",
             ),
             few=(
                 "tiny_three_classes-channels_last-focal",
                 "tiny_three_classes-channels_last-generalized",
-                "tiny-strided-cross_entropy",
+                "tiny-reversed-cross_entropy",
                 "tiny_one_channel-contiguous-literal",
                 "tiny_three_classes-wrong",
                 "empty_batch-contiguous",
@@ -209,7 +209,7 @@ globals().update(
             gradient_dtypes=(torch.float32, torch.float64),
             small=tuple(f"three-{kind}-contiguous" for kind in samples.OPTIONS),
             few=(
-                "two-tversky-strided",
+                "two-tversky-reversed",
                 "three-focal-batch",
                 "two-literal-contiguous",
                 "three-generalized",
