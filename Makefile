@@ -4,6 +4,7 @@ TORCH ?= torch==2.13.0
 VENV ?= .venv
 BIN := $(VENV)/bin
 PYTEST_ARGS ?=
+JOBS ?= $(shell nproc)
 
 .PHONY: demo test test-extended test-packaging test-vectors sanitize sanitize-gpu fuzz bench lint clean
 .DEFAULT_GOAL := demo
@@ -25,8 +26,9 @@ $(VENV)/.installed: $(VENV)/.torch pyproject.toml setup.py CMakeLists.txt build_
 demo: $(VENV)/.installed
 	$(BIN)/asegnet-fast demo --resume
 
+# A file's tests stay together: they share what they made.
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(PYTEST_ARGS)
 
 # The marker `hypothesis` is on every property test.
 test-extended: $(VENV)/.installed

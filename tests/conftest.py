@@ -3,6 +3,10 @@
 import os
 from pathlib import Path
 
+# Several test processes share the cores (pytest -n): each, and what it starts, has one. Before torch reads it.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import pytest
 import torch
 
