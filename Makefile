@@ -28,7 +28,7 @@ demo: $(VENV)/.installed
 
 # A file's tests stay together: they share what they made.
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 # The marker `hypothesis` is on every property test.
 test-extended: $(VENV)/.installed
