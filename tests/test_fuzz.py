@@ -52,9 +52,9 @@ def one_call_of_each():
 
 
 def test_every_op_and_public_function_is_called(one_call_of_each):
-    defined = {
-        n.split("::")[1] for n in torch._C._dispatch_get_all_op_names() if n.startswith("asegnet_fast::")
-    }
+    names = (n.split("::") for n in torch._C._dispatch_get_all_op_names())
+    # Triton's overloads have no kernel on this device; tests/ops/test_triton_limits.py has their limits.
+    defined = {n for space, n in names if space == "asegnet_fast" and not n.endswith(".triton")}
     assert defined <= set(one_call_of_each)
     assert {f"{op} (public)" for op in contract.OPS} <= set(one_call_of_each)
 

@@ -11,6 +11,8 @@ import asegnet_fast as af
 from asegnet_fast.fusion import functional as fused
 
 common_methods_invocations = pytest.importorskip("torch.testing._internal.common_methods_invocations")
+# Its import forbids the whole process to set torch's backend flags, which other tests do.
+torch.backends.disable_global_flags.__globals__["__allow_nonbracketed_mutation_flag"] = True
 
 #: Those of `af.nn.functional`, with torch's indices, and those that `asegnet_fast.fuse` puts in.
 OURS = {

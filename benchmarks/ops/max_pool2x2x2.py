@@ -51,6 +51,8 @@ def cases(batch: int) -> Iterator[Case]:
                 "shapes": {"map": shape},
                 "gradients_of": (0,),
                 "bytes_moved": {"forward": moved, "backward": moved},
+                "compiled": volume is VOLUMES[-1],
+                "quick": volume is VOLUMES[-1],
             }
             yield Case(
                 name=f"pool3d {name}",

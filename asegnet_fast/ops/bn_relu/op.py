@@ -46,6 +46,8 @@ def check_tensors(
             raise wrong_type(name, "the dtype of x, or float32 for a half x", value)
         if value.device != device:
             check_same("device", name, value, "x", x)
+        if value.requires_grad and name.startswith("running") and torch.is_grad_enabled():
+            raise wrong_value(name, "a tensor that requires no gradient", value)
     if (running_mean is None) != (running_var is None):
         raise wrong_value(
             "running_var", "a tensor where running_mean is one, and None where it is", running_var
