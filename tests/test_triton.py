@@ -84,7 +84,7 @@ def test_all_kernels_compile_almost_without_spills(tmp_path):
 
 def on(device):
     """All of a tensor that the choice looks at."""
-    return SimpleNamespace(device=torch.device(device))
+    return SimpleNamespace(device=torch.device(device), is_cpu=device == "cpu")
 
 
 def test_the_order_of_choice(monkeypatch):
