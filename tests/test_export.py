@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import asegnet_fast as af
+from tests import classic_nets
 
 # A-SegNet holds every op that SegNet has.
 NETWORKS = [pytest.param(af.models.SegNet, marks=pytest.mark.extended), af.models.ASegNet]
@@ -74,3 +75,44 @@ def test_an_aot_inductor_package_runs(cls, backend, tmp_path):
         path = torch._inductor.aoti_compile_and_package(program, package_path=str(tmp_path / "net.pt2"))
         packaged = torch._inductor.aoti_load_package(path)
         torch.testing.assert_close(packaged(images(SHAPES[0])), net(images(SHAPES[0])), rtol=1e-4, atol=1e-5)
+
+
+#: A fused pool and its unpool, and a fused gate.
+FUSED = [classic_nets.SegNet, classic_nets.AttentionUNet]
+
+
+def fused(cls):
+    torch.manual_seed(0)
+    net, x = cls().eval(), torch.randn(2, 2, 32, 32)
+    assert af.fuse(net, (x,)).replaced
+    return net, x
+
+
+@pytest.mark.parametrize("cls", FUSED)
+def test_torch_export_of_a_fused_model(cls):
+    net, x = fused(cls)
+    with torch.no_grad():
+        program = torch.export.export(net, (x,), dynamic_shapes=({0: torch.export.Dim.AUTO},))
+        assert any("asegnet_fast" in str(n.target) for n in program.graph.nodes)
+        more = torch.cat([x, x[:1]])
+        torch.testing.assert_close(program.module()(more), net(more))
+
+
+@pytest.mark.extended
+@pytest.mark.parametrize("cls", FUSED)
+def test_onnx_and_aot_inductor_of_a_fused_model(cls, tmp_path):
+    runtime = pytest.importorskip("onnxruntime")
+    net, x = fused(cls)
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        expected = net(x)
+        with af.use_backend("reference"):
+            torch.onnx.export(net, (x,), dynamo=True, verbose=False).save(tmp_path / "net.onnx")
+        package = torch._inductor.aoti_compile_and_package(
+            torch.export.export(net, (x,)), package_path=str(tmp_path / "net.pt2")
+        )
+        packaged = torch._inductor.aoti_load_package(package)(x)
+    session = runtime.InferenceSession(tmp_path / "net.onnx", providers=["CPUExecutionProvider"])
+    (by_onnx,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+    for got in (torch.from_numpy(by_onnx), packaged):
+        torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
